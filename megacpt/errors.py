@@ -1,0 +1,64 @@
+"""The errors a user may meet.
+
+Every one says what went wrong and, as far as it is known, where (file, line and key), what was found, what was
+expected and what to do. A command prints the text alone, without a traceback; a bug of ours is any other exception.
+"""
+
+from __future__ import annotations
+
+
+class MegacptError(Exception):
+    """Something that the user can mend.
+
+    Args:
+        message: one sentence: what went wrong.
+        where: file and line, key path, rank: whatever leads to the place.
+        found: what stood there.
+        expected: what should have stood there.
+        hint: what to do.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        if self.found is not None:
+            text += f" (found {self.found}"
+            text += f", expected {self.expected})" if self.expected is not None else ")"
+        elif self.expected is not None:
+            text += f" (expected {self.expected})"
+        return f"{text}. {self.hint}" if self.hint else text
+
+
+class RecipeError(MegacptError):
+    """A recipe that cannot be run: an unknown key, a wrong value, values that contradict each other."""
+
+
+class DataError(MegacptError):
+    """Text, shards or manifests that cannot be read, or do not belong together."""
+
+
+class ModelError(MegacptError):
+    """A model that cannot be loaded, cut or exported faithfully."""
+
+
+class CheckpointError(MegacptError):
+    """A checkpoint that is missing, incomplete, or of another run."""
+
+
+class LaunchError(MegacptError):
+    """A world of processes that does not fit the recipe, or the machine."""
