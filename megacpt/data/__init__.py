@@ -1,0 +1,1 @@
+"""Tokens on disk, and the order in which training reads them."""

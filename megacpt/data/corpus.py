@@ -1,0 +1,115 @@
+"""One domain as one long sequence of tokens, however many shards it lies in.
+
+Offsets are absolute: token 0 is the first of the first shard. A document never crosses a shard's border, so every
+shard begins with a document.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megacpt.data.manifest import TokenizerRecord, read_manifest
+from megacpt.data.shard import Shard
+from megacpt.errors import DataError
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+class Corpus:
+    """The shards of one domain, end to end.
+
+    Attributes:
+        num_tokens, num_documents: totals.
+        text_bytes: UTF-8 bytes of the text, or None where a shard has no manifest that would say.
+        tokenizer: what made the ids, or None where no manifest says.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], *, text_bytes: int | None = None, tokenizer: TokenizerRecord | None = None
+    ) -> None:
+        self.shards = tuple(shards)
+        self.text_bytes = text_bytes
+        self.tokenizer = tokenizer
+        self._offsets = [0]
+        for shard in self.shards:
+            self._offsets.append(self._offsets[-1] + shard.num_tokens)
+        self.num_tokens = self._offsets[-1]
+        self.num_documents = sum(shard.num_documents for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The tokenizer's fingerprint, or None where no manifest says."""
+        return self.tokenizer.fingerprint if self.tokenizer else None
+
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """Tokens [start, start + count) as a fresh int64 array, across shard borders."""
+        tokens = np.empty(count, np.int64)
+        for shard, begin, end, first in self._pieces(start, start + count):
+            tokens[first + begin - start : first + end - start] = shard.read(begin, end - begin)
+        return tokens
+
+    def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Absolute token offsets d of document starts with start <= d < stop, ascending, each once; int64."""
+        pieces = [first + shard.document_starts(begin, end) for shard, begin, end, first in self._pieces(start, stop)]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def _pieces(self, start: int, stop: int) -> list[tuple[Shard, int, int, int]]:
+        """(shard, first and last + 1 token inside it, the shard's absolute offset) of the shards in [start, stop)."""
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(f"tokens [{start}, {stop}) are not inside [0, {self.num_tokens})")
+        pieces = []
+        at = bisect_right(self._offsets, start) - 1
+        while start < stop:
+            first, last = self._offsets[at], self._offsets[at + 1]
+            end = min(stop, last)
+            if end > start:
+                pieces.append((self.shards[at], start - first, end - first, first))
+            start, at = end, at + 1
+        return pieces
+
+    def __repr__(self) -> str:
+        return f"Corpus({len(self.shards)} shards, {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
+
+
+def open_corpus(paths: PathLike | Sequence[PathLike]) -> Corpus:
+    """Open a domain.
+
+    Args:
+        paths: any mixture of folders with a manifest.json and Megatron shards (prefix, .bin or .idx), in reading order.
+
+    Raises:
+        DataError: nothing there, a broken shard, a manifest that contradicts its files, or different tokenizers.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    shards: list[Shard] = []
+    text_bytes: int | None = 0
+    tokenizer: TokenizerRecord | None = None
+    named_by = ""
+    for path in map(Path, paths):
+        if path.is_dir():
+            manifest = read_manifest(path)
+            shards += manifest.open_shards(path)
+            text_bytes = None if text_bytes is None else text_bytes + manifest.bytes
+            if tokenizer is not None and tokenizer.fingerprint != manifest.tokenizer.fingerprint:
+                raise DataError(
+                    "shards of one domain were built with different tokenizers",
+                    where=str(path),
+                    found=f"{manifest.tokenizer.name}, fingerprint {manifest.tokenizer.fingerprint[:12]}",
+                    expected=f"{tokenizer.name}, fingerprint {tokenizer.fingerprint[:12]}, as in {named_by}",
+                    hint="Build all of them with the tokenizer of the model.",
+                )
+            tokenizer, named_by = manifest.tokenizer, str(path)
+        else:
+            shards.append(Shard(path.with_suffix("") if path.suffix in (".bin", ".idx") else path))
+            text_bytes = None
+    if not any(shard.num_tokens for shard in shards):
+        raise DataError("there are no tokens here", where=", ".join(map(str, paths)) or "no path given")
+    return Corpus(shards, text_bytes=text_bytes, tokenizer=tokenizer)

@@ -1,0 +1,337 @@
+"""One file of tokens: Megatron-core's IndexedDataset, read without loading it and written without half-files.
+
+A shard is two files with one prefix. `PREFIX.bin` holds nothing but token ids, one document after the other.
+`PREFIX.idx` says where they start (little-endian, unaligned):
+
+    magic              9 bytes   b"MMIDIDX\\0\\0"
+    version            u64       1
+    dtype code         u8        1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 6 f64, 7 f32, 8 u16
+    sequence count N   u64
+    document entries   u64       number of documents + 1
+    lengths            i32[N]    tokens of each sequence
+    pointers           i64[N]    byte offset of each sequence in the .bin
+    document indices   i64[...]  first sequence of each document, and N at the end
+
+Megatron-LM, NeMo and GPT-NeoX write and read the same bytes, so their corpora work here as they are and ours there.
+They may store a document as several sequences (sentences); the document indices decide what a document is.
+
+Opening checks the two files against each other in constant time; reading maps both, so memory does not grow with
+the corpus. The price is a page fault per cold read. Megatron's header of 34 bytes leaves the pointers unaligned, and
+`np.searchsorted` copies an unaligned array whole, hence the binary search by `bisect`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megacpt.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+DTYPES: dict[int, np.dtype] = {
+    code: np.dtype(name)
+    for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}.items()
+}
+_HEADER = struct.Struct("<9sQBQQ")
+_SCAN_ENTRIES = 1 << 20
+"""Entries looked at together when a whole shard is verified: 8 MiB at most."""
+
+
+def dtype_for(vocab_size: int) -> np.dtype:
+    """The dtype that Megatron stores ids of such a vocabulary in: uint16 below 65,500 entries, int32 from there."""
+    return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
+
+
+class Shard:
+    """A shard open for reading; `prefix` is the path without `.bin` or `.idx`.
+
+    Attributes:
+        num_tokens, num_documents, dtype: what the index says, checked against the sizes of both files.
+
+    Raises:
+        DataError: a file is missing or cut short, is no IndexedDataset, or the two contradict each other.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        self.prefix = Path(prefix)
+        self.bin_path = Path(f"{prefix}.bin")
+        self.idx_path = Path(f"{prefix}.idx")
+        for path in (self.idx_path, self.bin_path):
+            if not path.is_file():
+                raise DataError("the shard has no such file", where=str(path), hint=f"Is {prefix} the right prefix?")
+        index = _map(self.idx_path)
+        self.dtype, num_sequences, num_entries = self._header(index)
+        lengths_end = _HEADER.size + 4 * num_sequences
+        pointers_end = lengths_end + 8 * num_sequences
+        documents_end = pointers_end + 8 * num_entries
+        if index.size < documents_end:
+            raise self._broken("the index is cut short", f"{index.size:,} bytes", f"{documents_end:,}")
+        self._lengths = index[_HEADER.size : lengths_end].view("<i4")
+        self._pointers = index[lengths_end:pointers_end].view("<i8")
+        self._document_indices = index[pointers_end:documents_end].view("<i8")
+        if num_entries == 0 or self._document_indices[0] != 0 or self._document_indices[-1] != num_sequences:
+            raise self._broken("the documents do not cover the sequences", None, f"entries from 0 to {num_sequences}")
+
+        num_bytes = int(self._pointers[-1]) + int(self._lengths[-1]) * self.dtype.itemsize if num_sequences else 0
+        bin_bytes = self.bin_path.stat().st_size
+        if bin_bytes != num_bytes:
+            fault = "is cut short" if bin_bytes < num_bytes else "is longer than its index says"
+            raise DataError(
+                f"the shard {fault}",
+                where=str(self.bin_path),
+                found=f"{bin_bytes:,} bytes",
+                expected=f"{num_bytes:,}",
+                hint="Copy the .bin and .idx again, or build the shard anew.",
+            )
+        self._tokens: NDArray = _map(self.bin_path).view(self.dtype)
+        self.num_tokens = num_bytes // self.dtype.itemsize
+        self.num_documents = num_entries - 1
+
+    def read(self, start: int, count: int) -> NDArray:
+        """Tokens [start, start + count) in the shard's dtype, as a read-only view of the mapped file."""
+        _check_range(start, start + count, self.num_tokens)
+        return self._tokens[start : start + count]
+
+    def document_offsets(self, first: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Where documents [first, stop) begin, in tokens, and where the last of them ends: int64 [stop - first + 1]."""
+        stop = self.num_documents if stop is None else stop
+        _check_range(first, stop, self.num_documents)
+        sequences = self._document_indices[first : stop + 1]
+        num_sequences = self._pointers.size
+        inside = sequences < num_sequences
+        offsets = np.full(sequences.size, self.num_tokens, np.int64)
+        offsets[inside] = self._pointers[sequences[inside]] // self.dtype.itemsize
+        return offsets
+
+    def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Token offsets d of document starts with start <= d < stop, ascending, each once; int64.
+
+        A document without tokens starts nothing.
+        """
+        _check_range(start, stop, self.num_tokens)
+        first = self._first_document_from(start)
+        sequences = self._document_indices[first : self._first_document_from(stop, first)]
+        starts = self._pointers[sequences] // self.dtype.itemsize
+        return starts if (starts[1:] > starts[:-1]).all() else np.unique(starts)
+
+    def verify(self, vocab_size: int | None = None) -> None:
+        """Read the whole shard and check what opening it cannot.
+
+        Raises:
+            DataError: sequences overlap or leave gaps, document indices fall, or an id is outside the vocabulary.
+        """
+        ends = np.int64(0)
+        for at in range(0, self._pointers.size, _SCAN_ENTRIES):
+            lengths = self._lengths[at : at + _SCAN_ENTRIES].astype(np.int64)
+            expected = ends + np.cumsum(lengths) * self.dtype.itemsize
+            starts = np.concatenate(([ends], expected[:-1]))
+            wrong = np.flatnonzero((self._pointers[at : at + _SCAN_ENTRIES] != starts) | (lengths < 0))
+            if wrong.size:
+                sequence = at + int(wrong[0])
+                raise self._broken(
+                    f"sequence {sequence} does not begin where the one before it ends",
+                    f"byte {self._pointers[sequence]:,}",
+                    f"{starts[wrong[0]]:,}",
+                )
+            ends = expected[-1]
+        for at in range(0, self.num_documents, _SCAN_ENTRIES):
+            falls = np.flatnonzero(np.diff(self._document_indices[at : at + _SCAN_ENTRIES + 1]) < 0)
+            if falls.size:
+                raise self._broken(f"document {at + int(falls[0])} ends before it begins", None, "rising indices")
+        for at in range(0, self.num_tokens, _SCAN_ENTRIES):
+            ids = self._tokens[at : at + _SCAN_ENTRIES]
+            lowest, highest = int(ids.min()), int(ids.max())
+            if lowest < 0 or (vocab_size is not None and highest >= vocab_size):
+                raise DataError(
+                    "a token id outside the vocabulary",
+                    where=f"{self.bin_path}, tokens {at:,} to {at + ids.size:,}",
+                    found=lowest if lowest < 0 else highest,
+                    expected="0 or more" if vocab_size is None else f"0 to {vocab_size - 1}",
+                    hint="The shard is damaged, or was built with another tokenizer.",
+                )
+
+    def __reduce__(self) -> tuple[type[Shard], tuple[Path]]:
+        """Pickle the path: a worker process maps the file itself instead of receiving a copy of it."""
+        return Shard, (self.prefix,)
+
+    def __repr__(self) -> str:
+        return f"Shard({str(self.prefix)!r}: {self.num_documents:,} documents, {self.num_tokens:,} {self.dtype} tokens)"
+
+    def _header(self, index: NDArray[np.uint8]) -> tuple[np.dtype, int, int]:
+        """dtype, number of sequences and number of document entries."""
+        if index.size < _HEADER.size or index[: len(MAGIC)].tobytes() != MAGIC:
+            raise self._broken("this is no IndexedDataset index", index[: len(MAGIC)].tobytes(), MAGIC)
+        _, version, code, num_sequences, num_entries = _HEADER.unpack(index[: _HEADER.size].tobytes())
+        if version != VERSION:
+            raise self._broken("the index has another format version", version, VERSION)
+        if code not in DTYPES:
+            raise self._broken("the index names an unknown dtype code", code, f"one of {', '.join(map(str, DTYPES))}")
+        if DTYPES[code].kind == "f":
+            raise self._broken("the shard holds no token ids", DTYPES[code], "an integer dtype")
+        return DTYPES[code], num_sequences, num_entries
+
+    def _first_document_from(self, token: int, lowest: int = 0) -> int:
+        """The first document, not before `lowest`, that starts at `token` or later; num_documents if none does."""
+        end = self._pointers.size
+
+        def start_bytes(sequence: int) -> int:
+            return self._pointers[sequence] if sequence < end else self.num_tokens * self.dtype.itemsize
+
+        target_bytes = token * self.dtype.itemsize
+        return bisect_left(self._document_indices, target_bytes, lowest, self.num_documents, key=start_bytes)
+
+    def _broken(self, message: str, found: object, expected: object) -> DataError:
+        hint = "The file is damaged or of another kind; build or copy it again."
+        return DataError(message, where=str(self.idx_path), found=found, expected=expected, hint=hint)
+
+
+class ShardWriter:
+    """Writes a shard document by document; nothing with its final name exists before `close`.
+
+    As a context manager it closes on success and discards on an exception. Memory: 4 bytes a document.
+
+    Attributes:
+        num_tokens, num_documents: written so far.
+        bin_sha256, idx_sha256: checksums of the two files, known after `close`.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str], dtype: np.dtype | type | str) -> None:
+        self.prefix = Path(prefix)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        codes = [code for code, known in DTYPES.items() if known == self.dtype and known.kind != "f"]
+        if not codes:
+            raise DataError("a shard cannot store this dtype", found=self.dtype, expected="u1, i1, i2, u2, i4 or i8")
+        self._code = codes[0]
+        self._bin = AtomicFile(Path(f"{prefix}.bin"))
+        self._lengths = array("i")
+        self.num_tokens = 0
+        self.bin_sha256 = self.idx_sha256 = ""
+
+    @property
+    def num_documents(self) -> int:
+        return len(self._lengths)
+
+    def add_document(self, ids: ArrayLike) -> None:
+        """Append one document, stored as one sequence."""
+        ids = np.asarray(ids)
+        self.add_documents(ids, [ids.size])
+
+    def add_documents(self, ids: NDArray, lengths: Sequence[int] | NDArray) -> None:
+        """Append many documents at once: their ids end to end, and the number of tokens of each.
+
+        Raises:
+            DataError: an id does not fit the dtype, or a document has 2**31 tokens or more.
+        """
+        lengths = np.asarray(lengths, np.int64)
+        if lengths.sum() != ids.size:
+            raise ValueError(f"{ids.size} ids for documents of {lengths.sum()} tokens")
+        if lengths.size and lengths.max() > np.iinfo(np.int32).max:
+            raise DataError("a document is too long for a shard", found=f"{lengths.max():,} tokens", expected="< 2**31")
+        if ids.size and not np.can_cast(ids.dtype, self.dtype):
+            limits = np.iinfo(self.dtype)
+            if ids.min() < limits.min or ids.max() > limits.max:
+                raise DataError(
+                    "a token id does not fit the shard's dtype",
+                    where=str(self.prefix),
+                    found=f"ids from {ids.min()} to {ids.max()}",
+                    expected=f"{limits.min} to {limits.max} ({self.dtype})",
+                )
+        self._bin.write(np.ascontiguousarray(ids, self.dtype).data)
+        self._lengths.frombytes(lengths.astype(np.intc).tobytes())
+        self.num_tokens += ids.size
+
+    def close(self) -> None:
+        """Make the shard durable under its final name: both files are synced first, and the index appears last."""
+        lengths = np.frombuffer(self._lengths, np.intc).astype("<i4")
+        pointers = np.zeros(lengths.size, "<i8")
+        np.cumsum(lengths[:-1], out=pointers[1:], dtype=np.int64)
+        pointers *= self.dtype.itemsize
+        with AtomicFile(Path(f"{self.prefix}.idx")) as index:
+            index.write(_HEADER.pack(MAGIC, VERSION, self._code, lengths.size, lengths.size + 1))
+            for part in (lengths, pointers, np.arange(lengths.size + 1, dtype="<i8")):
+                index.write(part.data)
+            self.bin_sha256 = self._bin.commit()
+        self.idx_sha256 = index.sha256
+
+    def discard(self) -> None:
+        """Remove what was written; the shard never existed."""
+        self._bin.discard()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class AtomicFile:
+    """A file that appears complete or not at all: temporary name, fsync, rename, fsync of the folder.
+
+    As a context manager it commits on success and discards on an exception.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._file = self._temporary.open("wb")
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of what was written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+
+    def commit(self) -> str:
+        """Give the file its name; returns its sha256."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return self.sha256
+
+    def discard(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped read-only."""
+    if path.stat().st_size == 0:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, np.uint8, "r").view(np.ndarray)
+
+
+def _check_range(start: int, stop: int, size: int) -> None:
+    if not 0 <= start <= stop <= size:
+        raise IndexError(f"[{start}, {stop}) is not inside [0, {size})")
