@@ -1,0 +1,1 @@
+"""Where model, parallelism and DeepSpeed meet: the only place that imports deepspeed."""

@@ -1,0 +1,179 @@
+"""Pipeline x tensor x data parallel training through DeepSpeed's pipeline engine (ZeRO 0 and 1).
+
+The stages of `megacpt.model.stages` become DeepSpeed LayerSpecs; each rank builds, and reads the weights of, only its own.
+A single process is a pipeline of one stage: the same code trains on a laptop and on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from deepspeed.runtime.utils import clip_grad_norm_
+
+from megacpt.data.batch import MicroBatch
+from megacpt.engine.engine import StepResult
+from megacpt.engine.processes import quiet_stdout
+from megacpt.engine.settings import EngineSettings, deepspeed_config
+from megacpt.model.objective import Objective
+from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory, tied_head
+from megacpt.optim.groups import parameter_groups
+from megacpt.parallel.grid import Grid
+from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
+from megacpt.parallel.slices import Slice
+
+SUM_NAMES = ("weighted", "nll", "tokens")
+TAG = "engine"
+
+
+def layer_specs(factory: StageFactory) -> list[LayerSpec]:
+    """The whole model as DeepSpeed's list of layers: embedding, decoder layers, final norm, head."""
+    decoder = [LayerSpec(DecoderStage, factory, index) for index in range(factory.blueprint.num_layers)]
+    norm = LayerSpec(NormStage, factory)
+    if not factory.blueprint.tied:
+        return [LayerSpec(EmbeddingStage, factory), *decoder, norm, LayerSpec(HeadStage, factory)]
+    tie: dict[str, Any] = {"tied_weight_attr": "embedding.weight"}
+    return [
+        TiedLayerSpec("embedding", EmbeddingStage, factory, **tie),
+        *decoder,
+        norm,
+        TiedLayerSpec("embedding", EmbeddingStage, factory, forward_fn=tied_head, **tie),
+    ]
+
+
+class StagedModule(PipelineModule):
+    """DeepSpeed's pipeline module with our cut into stages, our weights files and per-domain sums.
+
+    The sums ride on the reduction that DeepSpeed makes for the loss anyway, so they cost no collective.
+    """
+
+    def __init__(self, specs: list[LayerSpec], grid: Grid, bounds: Sequence[int], objective: Objective, checkpoint: bool):
+        self._bounds = list(bounds)
+        super().__init__(
+            layers=specs,
+            topology=PipeModelDataParallelTopology(num_pp=grid.pipeline, num_mp=grid.tensor, num_dp=grid.data),
+            loss_fn=objective,
+            activation_checkpoint_interval=1 if checkpoint else 0,
+            checkpointable_layers=[DecoderStage.__name__],
+        )
+        self.objective = objective
+
+    def _partition_layers(self, method: str = "") -> None:
+        self.parts = self._bounds
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+    def get_additional_losses(self) -> dict[str, torch.Tensor]:
+        sums = self.objective.domain_sums
+        return {
+            f"{name}_{domain}": sums[domain, column]
+            for domain in range(self.objective.num_domains)
+            for column, name in enumerate(SUM_NAMES)
+        }
+
+    def stages(self) -> Iterator[Stage]:
+        """The stages that this rank holds, a tied one once."""
+        return (module for module in self.modules() if isinstance(module, Stage))
+
+    def owned_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
+        """This rank's parameters, without the copy of a tied embedding that another stage answers for."""
+        for stage in self.stages():
+            for name, parameter, piece in stage.named_slices():
+                if not getattr(parameter, "ds_pipe_replicated", False):
+                    yield name, parameter, piece
+
+    def _slice_file(self, folder: str) -> Path:
+        coordinate = self._topo.get_coord(self.global_rank)
+        return slice_file(Path(folder), coordinate.pipe, coordinate.model)
+
+    def save_state_dict(self, save_dir: str, checkpoint_engine: Any, exclude_frozen_params: bool = False) -> None:
+        """Called by DeepSpeed's save: one safetensors file per stage and tensor rank, under Hugging Face names."""
+        if self._grid.data_parallel_id == 0:
+            write_slices(self._slice_file(save_dir), self.owned_parameters())
+
+    def load_state_dir(self, load_dir: str, checkpoint_engine: Any, strict: bool = True) -> None:
+        """Called by DeepSpeed's load."""
+        read_slices(self._slice_file(load_dir), {name: parameter for name, parameter, _ in self.owned_parameters()})
+        self._synchronize_tied_weights()
+
+
+class PipelinedEngine:
+    """An `Engine` on DeepSpeed's PipelineEngine.
+
+    Args:
+        factory: builds this rank's stages.
+        objective: the loss; its group is the factory's.
+        grid: the degrees; the world must have just as many processes.
+        bounds: which of `layer_specs` each pipeline stage holds (`megacpt.parallel.partition`).
+        settings: the numbers.
+    """
+
+    def __init__(
+        self, factory: StageFactory, objective: Objective, grid: Grid, bounds: Sequence[int], settings: EngineSettings
+    ) -> None:
+        self.objective = objective
+        self.num_losses = settings.num_micro_batches * grid.data
+        self.data_degree = grid.data
+        with quiet_stdout():
+            self.module = StagedModule(
+                layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
+            )
+            groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
+            )
+            self.engine, *_ = deepspeed.initialize(
+                model=self.module,
+                optimizer=self.optimizer,
+                model_parameters=groups,
+                config=deepspeed_config(settings, grid.data),
+            )
+        self.objective.domain_sums = self.objective.domain_sums.to(self.engine.device)
+        if not (self.engine.zero_optimization() or self.engine.bfloat16_enabled()):
+            self.engine.clip_fp32_gradients = self._clip_and_remember_norm
+
+    def _clip_and_remember_norm(self) -> None:
+        """DeepSpeed's plain fp32 path clips by a norm that it then forgets."""
+        norm = clip_grad_norm_(
+            parameters=self.module.parameters(), max_norm=self.engine.gradient_clipping(), mpu=self.engine.mpu
+        )
+        self.engine._global_grad_norm = norm
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.objective.scale = float(self.num_losses)
+        skipped_before = self.engine.skipped_steps
+        loss = self.engine.train_batch(_as_deepspeed(micro_batches))
+        sums = torch.stack(list(self.engine.get_additional_losses().values())).view(-1, len(SUM_NAMES))
+        values = (sums.double() * self.num_losses).tolist()
+        return StepResult(
+            loss=float(loss),
+            grad_norm=float(self.engine.get_global_grad_norm()),
+            skipped=self.engine.skipped_steps > skipped_before,
+            domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in values],
+        )
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
+        with self.objective.evaluation():
+            mean = self.engine.eval_batch(_as_deepspeed(micro_batches), num_micro_batches=len(micro_batches))
+        return float(mean) * len(micro_batches) * self.data_degree
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        self.engine.load_checkpoint(str(folder), tag=TAG)
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
+        return self.module.owned_parameters()
+
+
+def _as_deepspeed(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
+    """(inputs of the first stage, targets of the last) of each micro-batch."""
+    return (((batch.input_ids, batch.positions), (batch.labels, batch.weights, batch.domains)) for batch in micro_batches)

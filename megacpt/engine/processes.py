@@ -1,0 +1,82 @@
+"""Joining the world of processes that a launcher started, and leaving it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from megacpt.errors import LaunchError
+from megacpt.parallel.grid import Grid
+from megacpt.parallel.group import TensorGroup
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def join_world() -> World:
+    """Join the processes that `deepspeed`, `torchrun` or `srun` started; without a launcher, a world of one.
+
+    The launcher says who is who through RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. CUDA devices talk
+    through NCCL, everything else through gloo.
+
+    Raises:
+        LaunchError: the launcher's variables are incomplete.
+    """
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.setdefault("MASTER_PORT", "0")
+    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise LaunchError(
+            "the launcher did not say who this process is",
+            found=f"no {', '.join(missing)} in the environment",
+            hint="Start with `deepspeed megacpt/train.py`, `torchrun megacpt/train.py`, or slurm/train.sbatch.",
+        )
+    local_rank = int(os.environ["LOCAL_RANK"])
+    accelerator = get_accelerator()
+    on_cuda = accelerator.device_name() == "cuda"
+    if on_cuda:
+        accelerator.set_device(local_rank)
+    with quiet_stdout():
+        deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", verbose=False)
+    return World(dist.get_rank(), dist.get_world_size(), torch.device(accelerator.device_name(local_rank if on_cuda else None)))
+
+
+def leave_world() -> None:
+    """Take the process groups down, so that no rank waits for another at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def make_tensor_group(grid: Grid, rank: int) -> TensorGroup:
+    """My tensor-parallel group. Collective: every rank calls it, at the same place."""
+    if grid.tensor == 1:
+        return TensorGroup()
+    mine = None
+    for ranks in grid.tensor_groups():
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            mine = TensorGroup(rank=ranks.index(rank), size=len(ranks), process_group=group)
+    assert mine is not None
+    return mine
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Swallow what DeepSpeed prints (not logs) while it builds: the stage listing, memory lines."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,1 @@
+"""Transformers' architectures as lists of pipeline stages, cut for tensor parallelism by their own plans."""

@@ -1,0 +1,165 @@
+"""What a Hugging Face architecture is made of, read off the model class itself.
+
+megacpt writes no decoder. A blueprint instantiates transformers' own model on the meta device (no memory, under a second
+for 8B), and hands out its parts: the embedding, each decoder layer, the final norm, the head. What the model's forward
+does *around* its layers (a factor on the embeddings, masks and rotary tables by layer type, a softcap on the logits) is
+read from the config. Architectures whose parity is tested are listed; any other is accepted only after the stages
+assembled from a shrunken copy of it have reproduced transformers' logits (see `megacpt.model.probe`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from megacpt.errors import ModelError
+
+PARITY_TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text", "phi3"})
+"""Model types for which the test suite compares training with plain transformers, on every kind of layout."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class Blueprint:
+    """The parts of one architecture and the facts that joining them needs.
+
+    Args:
+        config: the Hugging Face config of a decoder-only causal language model.
+        dtype: the dtype of the weights.
+
+    Raises:
+        ModelError: the architecture is not a plain stack of decoder layers that megacpt understands.
+    """
+
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype) -> None:
+        refuse_unsupported(config)
+        self.config = config
+        self.dtype = dtype
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.base = self.model.base_model
+        self.base_name: str = self.model.base_model_prefix
+        for part in ("embed_tokens", "layers", "norm", "rotary_emb"):
+            if not hasattr(self.base, part):
+                raise ModelError(
+                    f"model type '{config.model_type}' is not understood: its decoder has no '{part}'",
+                    hint="Its parity with transformers would be a guess, so megacpt does not train it.",
+                )
+        if getattr(self.model.get_output_embeddings(), "bias", None) is not None:
+            raise ModelError(f"model type '{config.model_type}' has a bias on its output head, which is not supported")
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.base.layers)
+
+    @property
+    def tied(self) -> bool:
+        """The head's weight is the embedding's."""
+        return bool(self.config.tie_word_embeddings)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of real tokens, without padding."""
+        return int(self.config.vocab_size)
+
+    @property
+    def embedding_name(self) -> str:
+        return f"{self.base_name}.embed_tokens"
+
+    def layer_name(self, index: int) -> str:
+        return f"{self.base_name}.layers.{index}"
+
+    @property
+    def norm_name(self) -> str:
+        return f"{self.base_name}.norm"
+
+    @property
+    def head_name(self) -> str:
+        head = self.model.get_output_embeddings()
+        return next(name for name, module in self.model.named_modules() if module is head)
+
+    @property
+    def tensor_plan(self) -> dict[str, str]:
+        """Transformers' tensor-parallel plan of the decoder: module pattern -> style."""
+        return dict(getattr(self.config, "base_model_tp_plan", None) or {})
+
+    @property
+    def embedding_scale(self) -> float | None:
+        """A factor on the embeddings, applied in the weights' dtype (Gemma)."""
+        return getattr(self.base.embed_tokens, "scalar_embed_scale", None)
+
+    @property
+    def embedding_multiplier(self) -> float:
+        """A factor on the embeddings, applied to the hidden states (Granite)."""
+        return float(getattr(self.config, "embedding_multiplier", None) or 1.0)
+
+    @property
+    def logit_softcap(self) -> float:
+        """c in c * tanh(logit / c) (Gemma 2); 0 means none."""
+        return float(getattr(self.config, "final_logit_softcapping", None) or 0.0)
+
+    @property
+    def logit_scale(self) -> float:
+        """A factor on the logits (Cohere multiplies by it, Granite divides by its inverse)."""
+        divisor = getattr(self.config, "logits_scaling", None)
+        factor = getattr(self.config, "logit_scale", None)
+        return 1.0 / float(divisor) if divisor else float(factor or 1.0)
+
+    def layer_type(self, index: int) -> str:
+        """`full_attention` or `sliding_attention`."""
+        types = getattr(self.config, "layer_types", None)
+        if types:
+            return str(types[index])
+        return SLIDING if getattr(self.config, "sliding_window", None) else FULL
+
+    def window(self, index: int) -> int | None:
+        """How many tokens, itself included, a token of this layer sees; None: all before it."""
+        return int(self.config.sliding_window) if self.layer_type(index) == SLIDING else None
+
+    def rotary(self) -> nn.Module:
+        """A rotary-table module with real fp32 frequencies (the meta model's own are empty)."""
+        with torch.device("cpu"):
+            return type(self.base.rotary_emb)(self.config)
+
+    def num_parameters(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def flops_of_layer(self, sequence_length: int) -> float:
+        """Training FLOPs per token of one decoder layer: 6 per weight and causal attention's 6 S per attended channel."""
+        weights = sum(p.numel() for p in self.base.layers[0].parameters() if p.ndim > 1)
+        heads, width = self.config.num_attention_heads, self.head_width
+        return 6.0 * weights + 6.0 * heads * width * sequence_length
+
+    def flops_of_head(self) -> float:
+        """Training FLOPs per token of the output head."""
+        return 6.0 * self.vocab_size * self.config.hidden_size
+
+    @property
+    def head_width(self) -> int:
+        width = getattr(self.config, "head_dim", None)
+        return int(width or self.config.hidden_size // self.config.num_attention_heads)
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Refuse by name what would be trained wrongly.
+
+    Raises:
+        ModelError: mixture-of-experts, bidirectional or linear attention, or not a decoder-only text model.
+    """
+    kind = config.model_type
+    if getattr(config, "text_config", None) is not None:
+        raise ModelError(
+            f"model type '{kind}' wraps a text model in a multimodal one",
+            hint="Export its language model as a folder of its own (a '*_text' config) and name that.",
+        )
+    if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise ModelError(f"model type '{kind}' is a mixture of experts, which megacpt does not train yet")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ModelError(f"this '{kind}' attends in both directions; megacpt trains causal language models")
+    unknown = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
+    if unknown:
+        raise ModelError(f"model type '{kind}' has layers of unknown type", found=", ".join(sorted(unknown)))

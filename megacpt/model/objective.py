@@ -1,0 +1,93 @@
+"""What is minimised: the replay-weighted cross-entropy of the whole global batch.
+
+A token's weight already carries the division by the global batch's total weight (`megacpt.data.batch`), so a micro-batch's
+loss is its share of the exact weighted mean, and sums are right however the batch is split over micro-batches and ranks.
+DeepSpeed averages losses over micro-batches and data-parallel ranks; `scale` (their number) undoes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from megacpt.parallel.group import TensorGroup
+from megacpt_kernels import fused_linear_replay_cross_entropy
+
+Targets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Objective:
+    """Head product and loss of one micro-batch.
+
+    Args:
+        group: the tensor-parallel group over which the head's rows are split.
+        vocab_size: the number of real tokens; padding columns are masked.
+        num_domains: how many domains are counted separately.
+        z_loss: lambda in lambda * logsumexp^2 (PaLM, arXiv:2204.02311, section 5).
+        softcap, logit_scale: what the architecture does to its logits.
+        kernel: "auto", "reference" or "triton".
+
+    Attributes:
+        scale: a factor on the loss.
+        domain_sums: [num_domains, 3] fp32 of the last micro-batch: sum of weight * loss, sum of nll (unweighted, nats), tokens.
+    """
+
+    def __init__(
+        self,
+        group: TensorGroup,
+        vocab_size: int,
+        num_domains: int,
+        *,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
+        logit_scale: float = 1.0,
+        kernel: str = "auto",
+    ) -> None:
+        self.group = group
+        self.vocab_size = vocab_size
+        self.num_domains = num_domains
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.logit_scale = logit_scale
+        self.kernel = kernel
+        self.scale = 1.0
+        self.domain_sums = torch.zeros(num_domains, 3)
+
+    def __call__(self, outputs: tuple[torch.Tensor, torch.Tensor], targets: Targets) -> torch.Tensor:
+        """The scaled loss, a 0-d fp32 tensor.
+
+        Args:
+            outputs: hidden [B, S, D] and this rank's head rows [V/tp, D].
+            targets: labels [B, S] (-100: none), weights [B, S] fp32, domains [B, S].
+        """
+        hidden, weight = outputs
+        labels, weights, domains = targets
+        result = fused_linear_replay_cross_entropy(
+            hidden.flatten(0, 1),
+            weight,
+            labels.flatten(),
+            weights.flatten(),
+            vocab_start=self.group.rank * weight.shape[0],
+            vocab_size=self.vocab_size,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+            domains_T=domains.flatten(),
+            num_domains=self.num_domains,
+            exchange=self.group if self.group.size > 1 else None,
+            kernel=self.kernel,
+        )
+        self.domain_sums = result.domain_sums.detach()
+        return result.loss * self.scale
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Inside, the loss is the plain weighted sum of nll: no factor, no z-loss."""
+        scale, z_loss = self.scale, self.z_loss
+        self.scale, self.z_loss = 1.0, 0.0
+        try:
+            yield
+        finally:
+            self.scale, self.z_loss = scale, z_loss
