@@ -1,0 +1,95 @@
+"""Order without a table: a shuffle of any size as a function that is computed where it is asked.
+
+`KeyedPermutation(n, key)` shuffles [0, n) by a Feistel network, so that the order of 10**12 rows costs no memory, no
+start-up and nothing on resume, where a stored permutation costs 8 bytes a row and is built before the first step. The
+price is about 0.3 microseconds a row, and an order that is well mixed rather than drawn uniformly from all n! orders
+(an even number of bits leaves only even permutations of the enclosing power of two): ample for shuffling text,
+worthless for cryptography.
+
+Everything is integer arithmetic on 64 bits, so that an order is the same on every machine, Python and numpy. Numbers
+that are derived from names (`stable_hash`) use BLAKE2b, never Python's `hash`, which differs between processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+_NUM_ROUNDS = 8  # half-rounds; four already pass the tests of mixing, eight cost 0.1 microseconds a row more
+
+
+def stable_hash(*parts: int | str) -> int:
+    """Return 64 bits that depend on every part, its type and its place: the same on every machine and in every process.
+
+    It is the little-endian value of the 8-byte BLAKE2b digest of the parts, written as Python literals in ASCII (1 is
+    not "1", and a newline inside a string is escaped) and joined by newlines.
+    """
+    text = "\n".join(ascii(part) if isinstance(part, str) else str(int(part)) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mix64(numbers: npt.NDArray[np.uint64], key: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+    """Return 64 well-mixed bits for every number under a key (or a key for each): splitmix64's finaliser.
+
+    Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators (2014), with Stafford's constants.
+    """
+    mixed = numbers ^ key
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+class KeyedPermutation:
+    """A bijection of [0, n) that is chosen by a key.
+
+    A number of the smallest sufficient count of bits is cut into a low and a high half (which may differ by one bit);
+    each round adds to one half, bit by bit, a hash of the other, which the same round would undo: every round, and so
+    the whole, is a bijection of [0, 2**bits). A result of n or more is put in again until it falls below n
+    (cycle-walking), which keeps the map a bijection of [0, n). As n > 2**(bits - 1), that takes fewer than two passes
+    on average.
+
+    Args:
+        n: the size, 1 <= n <= 2**62.
+        key: any integers; every one counts (see `stable_hash`).
+
+    Raises:
+        ValueError: if n is out of range.
+    """
+
+    def __init__(self, n: int, key: tuple[int, ...]) -> None:
+        if not 1 <= n <= 1 << 62:
+            raise ValueError(f"a permutation needs 1 <= n <= 2**62, not {n}")
+        self.n = n
+        num_bits = (n - 1).bit_length()
+        self._low_bits = np.uint64((num_bits + 1) // 2)
+        self._low_mask = np.uint64((1 << (num_bits + 1) // 2) - 1)
+        self._high_mask = np.uint64((1 << num_bits // 2) - 1)
+        self._round_keys = [np.uint64(stable_hash("round", i, *key)) for i in range(_NUM_ROUNDS)]
+
+    def __call__(self, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the places of numbers: int64 of the same shape.
+
+        Raises:
+            ValueError: if a number lies outside [0, n).
+        """
+        asked = np.asarray(numbers, dtype=np.int64)
+        if asked.size and not (asked.min() >= 0 and asked.max() < self.n):
+            raise ValueError(f"numbers from {asked.min()} to {asked.max()} do not lie in [0, {self.n})")
+        places = self._pass(asked.ravel().astype(np.uint64))
+        outside = np.flatnonzero(places >= self.n)
+        while outside.size:
+            places[outside] = self._pass(places[outside])
+            outside = outside[places[outside] >= self.n]
+        return places.astype(np.int64).reshape(asked.shape)
+
+    def _pass(self, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        high, low = numbers >> self._low_bits, numbers & self._low_mask
+        for even, odd in zip(self._round_keys[::2], self._round_keys[1::2], strict=True):
+            low ^= mix64(high, even) & self._low_mask
+            high ^= mix64(low, odd) & self._high_mask
+        return (high << self._low_bits) | low
