@@ -1,0 +1,1 @@
+"""What moves the weights: learning-rate schedules (no torch) and parameter groups."""

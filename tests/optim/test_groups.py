@@ -1,0 +1,50 @@
+"""Which parameters are decayed."""
+
+import torch
+from torch import nn
+
+from megacpt.optim.groups import parameter_groups
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 4)
+        self.projection = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+
+def test_matrices_are_decayed_and_vectors_are_not() -> None:
+    block = Block()
+    decayed, undecayed = parameter_groups(block.named_parameters(), 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert undecayed["weight_decay"] == 0.0
+    assert {id(p) for p in decayed["params"]} == {id(block.embedding.weight), id(block.projection.weight)}
+    assert {id(p) for p in undecayed["params"]} == {
+        id(block.projection.bias),
+        id(block.norm.weight),
+        id(block.norm.bias),
+    }
+
+
+def test_a_bias_is_not_decayed_whatever_its_shape() -> None:
+    assert parameter_groups([("experts.bias", nn.Parameter(torch.zeros(2, 3)))], 0.1)[0]["weight_decay"] == 0.0
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
+    linear = nn.Linear(4, 4)
+    linear.bias.requires_grad_(False)
+    (group,) = parameter_groups(linear.named_parameters(), 0.1)
+    assert group["params"] == [linear.weight]
+
+
+def test_the_shape_that_counts_is_the_one_before_zero_3_took_the_parameter_apart() -> None:
+    weight = nn.Parameter(torch.empty(0))
+    weight.ds_shape = torch.Size([4, 4])
+    (group,) = parameter_groups([("weight", weight)], 0.1)
+    assert group["weight_decay"] == 0.1
+
+
+def test_adamw_takes_the_groups() -> None:
+    optimizer = torch.optim.AdamW(parameter_groups(Block().named_parameters(), 0.1), lr=1e-3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
