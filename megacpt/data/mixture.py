@@ -131,7 +131,7 @@ class _Segment:
         )
 
     def counts(self, num_samples: int) -> Int64s:
-        """Return what each domain has received of the run's first samples, the last of which lies here: [len(names)]."""
+        """Return what each domain received of the run's first samples, which end in this segment: [len(names)]."""
         block, num_slots = divmod(num_samples - self.from_sample, self.block_samples)
         received = self._received(np.array([block]))[0]
         if num_slots:
@@ -208,7 +208,7 @@ class Mixture:
             DataError: if `from_sample` lies before the last change, or for the weights (`fixed_point_shares`).
         """
         last = self._segments[-1]
-        if not last.from_sample <= from_sample < MAX_SAMPLES:
+        if from_sample < last.from_sample:
             raise DataError(
                 "a mixture can change only after its last change",
                 found=f"a change at sample {from_sample}",
@@ -290,6 +290,6 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits of the seed and the history of shares: mixtures that agree hand out the same samples."""
+        """64 hexadecimal digits of the seed and the shares' history: mixtures that agree hand out the same samples."""
         text = json.dumps([self.seed, [(segment.from_sample, segment.shares) for segment in self._segments]])
         return hashlib.sha256(text.encode()).hexdigest()
