@@ -1,0 +1,50 @@
+"""The `megacpt` command: tools that work beside training, each in a module of its own.
+
+A new one is a row in COMMANDS and a module with two functions:
+
+    configure(parser)       declare arguments
+    run(arguments) -> int   do it; returns the exit code
+
+Only the chosen module is imported, and modules import what is heavy inside `run`, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from megacpt.errors import MegacptError
+
+COMMANDS = {
+    "shards": ("megacpt_tools.shards", "build, inspect and verify shards of tokens"),
+}
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. What a user can mend is printed as one line, with exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser("megacpt", description="Tools for the continual pre-training of language models.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if argv and argv[0] == name:
+            chosen = import_module(module)
+            chosen.configure(command)
+            command.set_defaults(run=chosen.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (MegacptError, OSError) as error:
+        print(f"megacpt: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("megacpt: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

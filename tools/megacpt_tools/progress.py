@@ -1,0 +1,50 @@
+"""How a build says how far it is: a bar in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from megacpt_tools.builder import BuildProgress
+
+LINE_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def build_progress(stream: TextIO = sys.stderr) -> Iterator[Callable[[BuildProgress], None]]:
+    """A function to hand to `build_shards`; what it prints goes to `stream`."""
+    start_seconds = time.monotonic()
+
+    def counts(progress: BuildProgress) -> str:
+        rate = progress.tokens / max(time.monotonic() - start_seconds, 1e-9)
+        return f"{progress.documents:,} documents  {progress.tokens:,} tokens  {rate / 1e6:.2f} M tokens/s"
+
+    if stream.isatty():
+        columns = BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+        with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+            task = bar.add_task("")
+            yield lambda progress: bar.update(
+                task, completed=progress.done_bytes, total=progress.total_bytes, description=counts(progress)
+            )
+        return
+
+    last_seconds = start_seconds
+
+    def line(progress: BuildProgress) -> None:
+        nonlocal last_seconds
+        now = time.monotonic()
+        if now - last_seconds < LINE_EVERY_SECONDS:
+            return
+        last_seconds = now
+        left_bytes = progress.total_bytes - progress.done_bytes
+        left_seconds = (now - start_seconds) * left_bytes / max(progress.done_bytes, 1)
+        share = progress.done_bytes / max(progress.total_bytes, 1)
+        print(f"{share:4.0%}  {counts(progress)}  {left_seconds:,.0f} s left", file=stream, flush=True)
+
+    yield line

@@ -1,0 +1,270 @@
+"""`megacpt shards`: build shards from text, look into them, check every byte of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megacpt.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.table import Column
+
+    from megacpt.data.manifest import Manifest
+    from megacpt.data.shard import Shard
+
+_PREVIEW_TOKENS = 120
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare `build`, `inspect` and `verify`."""
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    build = actions.add_parser("build", help="tokenize text into a folder of shards", description=_BUILD)
+    build.set_defaults(action=_build)
+    build.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files (.jsonl .ndjson .txt .md .rst, each also .gz or .zst, and .parquet) or folders of such files",
+    )
+    build.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="PATH",
+        help="Hugging Face folder or tokenizer.json, SentencePiece .model, or Llama 3's tiktoken tokenizer.model",
+    )
+    build.add_argument("--output", required=True, metavar="FOLDER", help="folder to make")
+    build.add_argument("--overwrite", action="store_true", help="replace finished shards in the output folder")
+    build.add_argument(
+        "--workers", type=_at_least_one, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (all cores)"
+    )
+    text = build.add_argument_group("text")
+    text.add_argument("--text-key", default="text", metavar="KEY", help="key or column that holds the text (text)")
+    text.add_argument(
+        "--documents",
+        choices=("file", "blank-line"),
+        default="file",
+        help="in plain text a document is a whole file (the default), or what stands between blank lines",
+    )
+    tokens = build.add_argument_group("tokens")
+    tokens.add_argument(
+        "--append-eos", action=argparse.BooleanOptionalAction, default=True, help="end every document with EOS (yes)"
+    )
+    tokens.add_argument(
+        "--add-bos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="begin every document with BOS (if the tokenizer itself does)",
+    )
+    tokens.add_argument("--bos-token", metavar="TOKEN", help="spelling of BOS (the tokenizer's own)")
+    tokens.add_argument("--eos-token", metavar="TOKEN", help="spelling of EOS (the tokenizer's own)")
+    tokens.add_argument(
+        "--max-tokens-per-shard", type=_at_least_one, default=1_000_000_000, metavar="N", help="(1,000,000,000)"
+    )
+    split = build.add_argument_group("split")
+    split.add_argument(
+        "--held-out",
+        type=_fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="hold out a share of the documents (1%% or 0.01), chosen by a hash of their text: FOLDER/train and "
+        "FOLDER/held_out instead of FOLDER",
+    )
+    split.add_argument(
+        "--held-out-max-documents",
+        type=_at_least_one,
+        metavar="N",
+        help="hold out the first N of them; the others train",
+    )
+
+    inspect = actions.add_parser("inspect", help="print what shards hold", description=_INSPECT)
+    inspect.set_defaults(action=_inspect)
+    inspect.add_argument("path", help="folder with a manifest.json, or a Megatron shard (prefix, .bin or .idx)")
+    inspect.add_argument("--documents", type=int, default=1, metavar="N", help="decode the first N documents (1)")
+    inspect.add_argument("--tokenizer", metavar="PATH", help="tokenizer to decode with (the recorded one)")
+
+    verify = actions.add_parser("verify", help="read every byte and check it", description=_VERIFY)
+    verify.set_defaults(action=_verify)
+    verify.add_argument("paths", nargs="+", metavar="path", help="folders with a manifest.json, or Megatron shards")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do the chosen action."""
+    return arguments.action(arguments)
+
+
+_BUILD = (
+    "Tokenize text into Megatron's IndexedDataset shards and a manifest.json. The output does not depend on the number "
+    "of workers. Special tokens spelled out in the text are encoded as text."
+)
+_INSPECT = "Print the manifest as a table and the first documents as text."
+_VERIFY = "Check sizes, checksums, the order of the index and that every id lies in the vocabulary."
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from megacpt_tools.builder import build_shards
+    from megacpt_tools.progress import build_progress
+
+    if arguments.held_out_max_documents and not arguments.held_out:
+        raise DataError("--held-out-max-documents limits --held-out", hint="Give both, for instance --held-out 1%.")
+    with build_progress() as on_progress:
+        manifests = build_shards(
+            arguments.input,
+            arguments.tokenizer,
+            arguments.output,
+            text_key=arguments.text_key,
+            documents=arguments.documents,
+            append_eos=arguments.append_eos,
+            add_bos=arguments.add_bos,
+            bos_token=arguments.bos_token,
+            eos_token=arguments.eos_token,
+            held_out_fraction=arguments.held_out,
+            held_out_max_documents=arguments.held_out_max_documents,
+            max_tokens_per_shard=arguments.max_tokens_per_shard,
+            num_workers=arguments.workers,
+            overwrite=arguments.overwrite,
+            on_progress=on_progress,
+        )
+    for part, manifest in manifests.items():
+        folder = Path(arguments.output) / part if manifest.split else arguments.output
+        print(f"{folder}: {_summary(manifest)}")
+    sources = next(iter(manifests.values())).sources
+    for source in sources:
+        if source.documents == source.empty_documents:
+            print(f"warning: {source.path} holds no documents")
+    if num_empty := sum(source.empty_documents for source in sources):
+        print(f"{num_empty:,} documents without text were left out")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from megacpt.data.manifest import read_manifest
+
+    path = Path(arguments.path)
+    if path.is_dir():
+        manifest = read_manifest(path)
+        shards = manifest.open_shards(path)
+        _print_manifest(path, manifest)
+        recorded = manifest.tokenizer.name if Path(manifest.tokenizer.name).exists() else None
+    else:
+        manifest, recorded = None, None
+        shards = [_open_shard(path)]
+        print(shards[0])
+    tokenizer_path: str | None = arguments.tokenizer or recorded
+    if arguments.documents > 0 and tokenizer_path is None:
+        print("\nGive --tokenizer to see documents as text.")
+    elif arguments.documents > 0:
+        _print_documents(shards, arguments.documents, tokenizer_path, manifest)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from megacpt.data.manifest import verify
+
+    for path in map(Path, arguments.paths):
+        if path.is_dir():
+            manifest = verify(path, on_shard=lambda shard: print(f"  {shard.file}: {shard.tokens:,} tokens, ok"))
+            print(f"{path}: ok, {_summary(manifest)}")
+        else:
+            shard = _open_shard(path)
+            shard.verify()
+            print(f"{shard}: ok (without a manifest there are no checksums and no vocabulary to check against)")
+    return 0
+
+
+def _open_shard(path: Path) -> Shard:
+    from megacpt.data.shard import Shard
+
+    return Shard(path.with_suffix("") if path.suffix in (".bin", ".idx") else path)
+
+
+def _summary(manifest: Manifest) -> str:
+    per_token = f", {manifest.bytes / manifest.tokens:.2f} bytes per token" if manifest.tokens else ""
+    plural = "" if len(manifest.shards) == 1 else "s"
+    return (
+        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens ({manifest.dtype}) in "
+        f"{len(manifest.shards)} shard{plural}{per_token}"
+    )
+
+
+def _print_manifest(folder: Path, manifest: Manifest) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    tokenizer = manifest.tokenizer
+    console = Console(highlight=False)
+    console.print(f"{folder}: {_summary(manifest)}", soft_wrap=True, markup=False)
+    console.print(
+        f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, fingerprint {tokenizer.fingerprint[:12]}, "
+        f"{tokenizer.name}",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(
+        f"every document: {f'BOS {tokenizer.bos_id}, ' if tokenizer.adds_bos else ''}text"
+        f"{f', EOS {tokenizer.eos_id}' if tokenizer.adds_eos else ''}"
+    )
+    if manifest.split:
+        console.print(f"split: {manifest.split.part}, {manifest.split.held_out_fraction:.3g} of documents held out")
+    shards = Table("shard", *(_right(name) for name in ("documents", "tokens", "text bytes")), "sha256 of .bin")
+    for shard in manifest.shards:
+        numbers = (shard.documents, shard.tokens, shard.bytes)
+        shards.add_row(shard.file, *(f"{number:,}" for number in numbers), shard.bin_sha256[:12])
+    console.print(shards)
+    sources = Table("source", *(_right(name) for name in ("documents", "without text", "file bytes")))
+    for source in manifest.sources:
+        numbers = (source.documents, source.empty_documents, source.bytes)
+        sources.add_row(source.path, *(f"{number:,}" for number in numbers))
+    console.print(sources)
+
+
+def _right(name: str) -> Column:
+    from rich.table import Column
+
+    return Column(name, justify="right")
+
+
+def _print_documents(shards: list[Shard], num_documents: int, tokenizer_path: str, manifest: Manifest | None) -> None:
+    """The first documents as text, cut short; the tokenizer must be the one that made the ids."""
+    from megacpt_tools.tokenizer import open_tokenizer
+
+    tokenizer = open_tokenizer(tokenizer_path)
+    if manifest is not None and tokenizer.fingerprint != manifest.tokenizer.fingerprint:
+        raise DataError(
+            "this tokenizer did not make these shards",
+            where=tokenizer_path,
+            found=f"fingerprint {tokenizer.fingerprint[:12]}",
+            expected=manifest.tokenizer.fingerprint[:12],
+        )
+    number = 0
+    for shard in shards:
+        take = min(num_documents - number, shard.num_documents)
+        offsets = shard.document_offsets(0, take).tolist()
+        for start, end in pairwise(offsets):
+            shown = min(end - start, _PREVIEW_TOKENS)
+            print(
+                f"\n--- document {number}: {end - start:,} tokens"
+                + (f", the first {shown}" if end - start > shown else "")
+            )
+            print(tokenizer.decode(shard.read(start, shown).tolist()))
+            number += 1
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text.replace(",", "").replace("_", ""))
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _fraction(text: str) -> float:
+    """'1%' or '0.01'."""
+    fraction = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    if not 0 < fraction < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 %")
+    return fraction

@@ -1,0 +1,295 @@
+"""Three kinds of tokenizer behind one face: many texts in, their ids end to end out.
+
+    Hugging Face   a folder with tokenizer.json, or the file         the `tokenizers` library, batched
+    SentencePiece  a .model file                                     sentencepiece
+    tiktoken       Llama 3's tokenizer.model (128,000 ranks)         tiktoken, about six times as fast as the first
+
+Text is text: a special token spelled out in a document ("<|endoftext|>" in a web page) is encoded as the characters it
+consists of, never as the token, because a corpus must not be able to end a document or open a chat turn. The build
+itself puts BOS and EOS around documents. Otherwise the ids are exactly those of the library that owns the format.
+
+A fingerprint is a sha256 over what decides the ids and nothing else, so that it is equal for a tokenizer at any path:
+
+    Hugging Face   tokenizer.json without truncation, padding, post-processor and decoder; keys sorted, absent, null
+                   and false taken as the same, merges as pairs (how they are spelled differs between versions)
+    SentencePiece  the model file
+    tiktoken       the split pattern and every (token, rank) in the order of ranks
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from megacpt.errors import DataError
+
+LLAMA3_NUM_RANKS = 128_000
+LLAMA3_NUM_SPECIAL_TOKENS = 256
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3_NAMED = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
+_RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
+
+
+Kind = Literal["huggingface", "sentencepiece", "tiktoken"]
+
+
+class Tokenizer(Protocol):
+    """What the build needs of a tokenizer."""
+
+    kind: Kind
+    vocab_size: int
+    """One more than the highest id."""
+    bos_id: int | None
+    eos_id: int | None
+    adds_bos: bool
+    """The tokenizer itself begins every text with BOS."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what decides the ids."""
+
+    def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
+        """The ids of all texts end to end, without BOS and EOS, and how many each text has.
+
+        Raises:
+            ValueError: the library gave up on a text.
+        """
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids, special tokens spelled out."""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its spelling."""
+
+
+def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Open a Hugging Face folder or tokenizer.json, a SentencePiece .model, or Llama 3's tiktoken .model.
+
+    Raises:
+        DataError: nothing there, or nothing that is a tokenizer.
+    """
+    path = Path(path)
+    if not path.exists():
+        hint = "Download the model's tokenizer first, for instance with `hf download MODEL --local-dir FOLDER`."
+        raise DataError("there is no such tokenizer", where=str(path), hint=hint)
+    names = ("tokenizer.json", "tokenizer.model", "spiece.model")
+    file = next((path / name for name in names if (path / name).is_file()), None) if path.is_dir() else path
+    if file is None:
+        raise DataError("the folder holds no tokenizer", where=str(path), expected=" or ".join(names))
+    if file.suffix == ".json":
+        return HuggingFaceTokenizer(file)
+    with file.open("rb") as opened:
+        is_ranks = _RANK_LINE.match(opened.readline(4096)) is not None
+    return TiktokenTokenizer(file) if is_ranks else SentencePieceTokenizer(file)
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer.json, with its BOS and EOS from the configuration files beside it, if there are any."""
+
+    kind: Kind = "huggingface"
+
+    def __init__(self, path: Path) -> None:
+        # One process a core is the build's parallelism; threads inside the library would fight it for the cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        from tokenizers import Tokenizer as Library
+
+        self._path = path
+        try:
+            self._library = Library.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise DataError("this is no tokenizer.json", where=str(path), found=error) from None
+        self._library.no_padding()
+        self._library.no_truncation()
+        self._library.encode_special_tokens = True
+        self.vocab_size = 1 + max(self._library.get_vocab(with_added_tokens=True).values())
+        around_nothing: list[int] = self._library.encode("").ids
+        self.bos_id = self._configured("bos")
+        self.eos_id = self._configured("eos")
+        if self.bos_id is None and around_nothing and around_nothing[0] != self.eos_id:
+            self.bos_id = around_nothing[0]
+        stated = _json(path.with_name("tokenizer_config.json")).get("add_bos_token")
+        template_adds_bos = self.bos_id is not None and around_nothing[:1] == [self.bos_id]
+        self.adds_bos = stated if isinstance(stated, bool) and self.bos_id is not None else template_adds_bos
+
+    @cached_property
+    def fingerprint(self) -> str:
+        description = _json(self._path)
+        for presentation in ("version", "truncation", "padding", "post_processor", "decoder"):
+            description.pop(presentation, None)
+        merges = description.get("model", {}).get("merges")
+        if merges and isinstance(merges[0], str):
+            description["model"]["merges"] = [merge.split(" ", 1) for merge in merges]
+        return hashlib.sha256(orjson.dumps(_without_defaults(description), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
+        try:
+            encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(str(error)) from None
+        return _end_to_end([encoding.ids for encoding in encodings])
+
+    def decode(self, ids: list[int]) -> str:
+        return self._library.decode(ids, skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        return self._library.token_to_id(token)
+
+    def _configured(self, name: str) -> int | None:
+        """The id of BOS or EOS by tokenizer_config.json, special_tokens_map.json or config.json, whichever says."""
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            token = _json(self._path.with_name(file)).get(f"{name}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str) and (found := self.token_id(token)) is not None:
+                return found
+        ids = _json(self._path.with_name("config.json")).get(f"{name}_token_id")
+        return ids[0] if isinstance(ids, list) and ids else ids if isinstance(ids, int) else None
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model; it begins texts with BOS when it defines one, as Llama 2, Mistral and Gemma do."""
+
+    kind: Kind = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = path.read_bytes()
+        self._library = SentencePieceProcessor()
+        try:
+            self._library.LoadFromSerializedProto(self._model)
+        except RuntimeError:
+            raise DataError(
+                "this is no tokenizer",
+                where=str(path),
+                expected="tokenizer.json, a SentencePiece model or Llama 3's tiktoken ranks",
+            ) from None
+        self.vocab_size: int = self._library.GetPieceSize()
+        self.bos_id = _defined(self._library.bos_id())
+        self.eos_id = _defined(self._library.eos_id())
+        self.adds_bos = self.bos_id is not None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._model).hexdigest()
+
+    def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
+        return _end_to_end(self._library.Encode(texts, out_type=int, num_threads=1))
+
+    def decode(self, ids: list[int]) -> str:
+        return self._library.Decode(ids)
+
+    def token_id(self, token: str) -> int | None:
+        found = self._library.PieceToId(token)
+        return found if self._library.IdToPiece(found) == token else None
+
+
+class TiktokenTokenizer:
+    """Llama 3's tokenizer.model: base64 tokens and ranks, one a line, and the special tokens that follow them.
+
+    The file names neither its split pattern nor its special tokens, so a file with another number of ranks is another
+    model's and refused.
+    """
+
+    kind: Kind = "tiktoken"
+    adds_bos = True
+
+    def __init__(self, path: Path) -> None:
+        import tiktoken
+
+        self._ranks = _read_ranks(path)
+        special_tokens = {_llama3_special_token(index): LLAMA3_NUM_RANKS + index for index in range(256)}
+        self._library = tiktoken.Encoding(
+            "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=self._ranks, special_tokens=special_tokens
+        )
+        self._special_tokens = special_tokens
+        self.vocab_size = LLAMA3_NUM_RANKS + LLAMA3_NUM_SPECIAL_TOKENS
+        self.bos_id: int | None = LLAMA3_NUM_RANKS
+        self.eos_id: int | None = LLAMA3_NUM_RANKS + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(LLAMA3_PATTERN.encode())
+        for token, rank in sorted(self._ranks.items(), key=lambda item: item[1]):
+            digest.update(b"\n%s %d" % (base64.b64encode(token), rank))
+        return digest.hexdigest()
+
+    def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
+        arrays = [self._library.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        return np.concatenate(arrays) if arrays else np.empty(0, np.uint32), lengths
+
+    def decode(self, ids: list[int]) -> str:
+        return self._library.decode(ids)
+
+    def token_id(self, token: str) -> int | None:
+        return self._special_tokens.get(token, self._ranks.get(token.encode()))
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            except (ValueError, binascii.Error):
+                raise DataError("this is no line of tiktoken ranks", where=f"{path}:{number}", found=line) from None
+    if len(ranks) != LLAMA3_NUM_RANKS:
+        raise DataError(
+            "this tiktoken file is not Llama 3's",
+            where=str(path),
+            found=f"{len(ranks):,} ranks",
+            expected=f"{LLAMA3_NUM_RANKS:,}",
+            hint="Use the tokenizer.json of the model: it also says how text is split.",
+        )
+    return ranks
+
+
+def _llama3_special_token(index: int) -> str:
+    """The name of special token `index`: five have a meaning, the rest are reserved and numbered without them."""
+    if index in _LLAMA3_NAMED:
+        return f"<|{_LLAMA3_NAMED[index]}|>"
+    return f"<|reserved_special_token_{index - sum(named < index for named in _LLAMA3_NAMED)}|>"
+
+
+def _end_to_end(ids: list[list[int]]) -> tuple[NDArray, NDArray[np.int64]]:
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
+
+
+def _without_defaults(value: Any) -> Any:
+    """Mappings without entries that are null or false, at any depth; 0 and empty strings are values and stay."""
+    if isinstance(value, dict):
+        return {
+            key: _without_defaults(entry) for key, entry in value.items() if entry is not None and entry is not False
+        }
+    return [_without_defaults(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise DataError("the file is not JSON", where=str(path), found=error) from None
+
+
+def _defined(token_id: int) -> int | None:
+    """SentencePiece says -1 for a token that the model does not have."""
+    return None if token_id < 0 else token_id
