@@ -1,0 +1,25 @@
+"""What the user wrote, read strictly and completed: nothing here needs torch, so a login node can plan a run.
+
+A recipe is YAML. `load_recipe` reads it into frozen sections (`schema`) and checks them against each other (`rules`);
+`resolve` adds what follows from the number of processes; `explain` shows it all.
+"""
+
+from megacpt.recipe.architecture import Architecture, find_architecture
+from megacpt.recipe.explain import explain, show
+from megacpt.recipe.load import dump_recipe, load_recipe, recipes_folder
+from megacpt.recipe.resolve import Resolved, ResolvedRate, resolve
+from megacpt.recipe.schema import Recipe
+
+__all__ = [
+    "Architecture",
+    "Recipe",
+    "Resolved",
+    "ResolvedRate",
+    "dump_recipe",
+    "explain",
+    "find_architecture",
+    "load_recipe",
+    "recipes_folder",
+    "resolve",
+    "show",
+]

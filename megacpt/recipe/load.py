@@ -1,0 +1,348 @@
+"""YAML files to a Recipe, keeping for every key where it was written.
+
+A file may extend others (`extends: base/llama3-8b`, or a list: later ones win, the file itself wins over all); mappings are
+merged, everything else is replaced, and null drops an inherited mapping (`general: null` removes a domain). `--set a.b=c`
+wins over files. Every mistake found is reported, one line each, as `file:line: key: ...`.
+
+YAML is read as version 1.2's core schema: `no` and `on` are text, 1e-5 is a number. Anchors, aliases and merge keys are
+refused: `extends` does their work, and a file cannot blow up while it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from megacpt.errors import RecipeError
+from megacpt.recipe.rules import check, refuse
+from megacpt.recipe.schema import Origins, Recipe
+
+RECIPES_VARIABLE = "MEGACPT_RECIPES"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A value and where it was written ("file:line"). Mappings and lists hold entries."""
+
+    value: Any
+    where: str
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of version 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+
+
+def load_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        name_or_path: the name of a shipped recipe ("llama3-8b-medical", ".yaml" optional), or a path.
+        overrides: "a.b=c" each, as given with --set; the value is YAML.
+
+    Raises:
+        RecipeError: with every mistake that was found.
+    """
+    path = _find(os.fspath(name_or_path))
+    entry = _read(path, ())
+    for override in overrides:
+        entry = _merge(entry, _override(override))
+    if "name" not in entry.value:
+        entry.value["name"] = Entry(path.stem, f"{_shown(path)}:1")
+    try:
+        recipe = Recipe.model_validate(_plain(entry))
+    except ValidationError as error:
+        refuse(list(_explained(error, entry)))
+    recipe._origins = Origins(dict(_lines(entry)))
+    refuse(check(recipe))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included: `load_recipe` reads it back equal."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def recipes_folder() -> Path:
+    """The folder of the shipped recipes: $MEGACPT_RECIPES, else beside the package (a checkout), else the installation's."""
+    if folder := os.environ.get(RECIPES_VARIABLE):
+        return Path(folder)
+    checkout = Path(__file__).resolve().parents[2] / "recipes"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "megacpt" / "recipes"
+
+
+def _find(name: str) -> Path:
+    """The file that `--recipe name` means."""
+    given, shipped = _existing(Path(name)), _existing(recipes_folder() / name)
+    is_bare_name = Path(name).name == name
+    if given and shipped and is_bare_name and not given.samefile(shipped):
+        raise RecipeError(
+            f"{name} is both a shipped recipe and a file in the current directory",
+            hint=f"Write ./{given} for the file, or {shipped} for the shipped one.",
+        )
+    if found := given or shipped:
+        return found
+    names = [path.relative_to(recipes_folder()).as_posix() for path in sorted(recipes_folder().rglob("*.yaml"))]
+    nearest = get_close_matches(f"{name.removesuffix('.yaml')}.yaml", names, n=1)
+    raise RecipeError(
+        f"there is no recipe {name}, neither as a path nor in {recipes_folder()}",
+        hint=f"Did you mean {nearest[0]}?" if nearest else f"Shipped: {', '.join(names) or 'none'}.",
+    )
+
+
+def _existing(path: Path) -> Path | None:
+    """`path`, or `path`.yaml, whichever is a file."""
+    return next((file for file in (path, path.with_name(f"{path.name}.yaml")) if file.is_file()), None)
+
+
+def _shown(path: Path) -> str:
+    """A path as a person would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> Entry:
+    """The file's entries on top of those it extends; `above` are the files that extend it."""
+    path = path.resolve()
+    if path in above:
+        chain = " -> ".join(_shown(file) for file in (*above[above.index(path) :], path))
+        raise RecipeError(f"recipes extend each other in a circle: {chain}", hint="Remove one `extends`.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe: {error}", where=_shown(path)) from error
+    entry = _parse(text, _shown(path))
+    if not isinstance(entry.value, dict):
+        raise RecipeError("a recipe is a mapping of sections", where=entry.where, found=repr(entry.value))
+    extends = entry.value.pop("extends", None)
+    base = Entry({}, entry.where)
+    for parent in _parents(extends) if extends else ():
+        file = _existing(path.parent / str(parent.value)) or _existing(recipes_folder() / str(parent.value))
+        if file is None:
+            raise RecipeError(
+                "extends a recipe that does not exist",
+                where=parent.where,
+                found=parent.value,
+                expected=f"a file beside this one or in {recipes_folder()}",
+            )
+        inherited = _read(file, (*above, path))
+        inherited.value.pop("name", None)
+        base = _merge(base, inherited)
+    return _merge(base, entry)
+
+
+def _parents(extends: Entry) -> list[Entry]:
+    parents = extends.value if isinstance(extends.value, list) else [extends]
+    for parent in parents:
+        if not isinstance(parent.value, str):
+            raise RecipeError(
+                "cannot extend this", where=f"{parent.where}: extends", found=_plain(parent), expected="a name, a path or a list of them"
+            )
+    return parents
+
+
+def _override(text: str) -> Entry:
+    """--set a.b=c as the tree {a: {b: c}}."""
+    key, separator, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise RecipeError("cannot read the override", where="--set", found=text, expected="section.key=value")
+    entry = _parse(value, "--set", is_file=False)
+    for part in reversed(parts):
+        entry = Entry({part: entry}, "--set")
+    return entry
+
+
+def _merge(base: Entry, over: Entry) -> Entry:
+    """`over` on top of `base`: mappings key by key, anything else replaced; null in place of a mapping removes it."""
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    merged = dict(base.value)
+    for key, entry in over.value.items():
+        below = merged.get(key)
+        if entry.value is None and below is not None and isinstance(below.value, dict):
+            del merged[key]
+        else:
+            merged[key] = _merge(below, entry) if below is not None else entry
+    return Entry(merged, over.where)
+
+
+def _parse(text: str, source: str, *, is_file: bool = True) -> Entry:
+    """YAML text to entries; a duplicate key, an alias or a tag of some other program is an error."""
+
+    def where(mark: yaml.Mark | None) -> str:
+        return f"{source}:{mark.line + 1}" if is_file and mark is not None else source
+
+    loader = _Loader(text)
+
+    def build(node: yaml.Node, key_path: str) -> Entry:
+        place = where(node.start_mark)
+        at = f"{place}: {key_path}" if key_path else place
+        if isinstance(node, yaml.MappingNode):
+            mapping: dict[str, Entry] = {}
+            for key_node, value_node in node.value:
+                key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+                key_place = where(key_node.start_mark)
+                if not isinstance(key, str):
+                    raise RecipeError("a key must be text", where=key_place, found=key_node.value)
+                inner = f"{key_path}.{key}" if key_path else key
+                if key in mapping:
+                    raise RecipeError(
+                        "the key appears twice",
+                        where=f"{key_place}: {inner}",
+                        found=f"another one at {mapping[key].where}",
+                        hint="Remove one of the two.",
+                    )
+                mapping[key] = Entry(build(value_node, inner).value, key_place)
+            return Entry(mapping, place)
+        if isinstance(node, yaml.SequenceNode):
+            return Entry([build(item, f"{key_path}.{i}") for i, item in enumerate(node.value)], place)
+        try:
+            return Entry(loader.construct_object(node), place)
+        except (yaml.YAMLError, ValueError) as error:
+            raise RecipeError("cannot read the value", where=at, found=f"{node.tag} {node.value}", hint="Use plain YAML.") from error
+
+    try:
+        alias = next((event for event in yaml.parse(text, Loader=_Loader) if isinstance(event, yaml.AliasEvent)), None)
+        if alias is not None:
+            raise RecipeError("aliases are not read", where=where(alias.start_mark), found=f"*{alias.anchor}", hint="Use `extends`.")
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"this is not YAML: {problem}", where=where(mark)) from error
+    return Entry(None, where(None)) if node is None else build(node, "")
+
+
+def _plain(entry: Entry) -> Any:
+    if isinstance(entry.value, dict):
+        return {key: _plain(value) for key, value in entry.value.items()}
+    if isinstance(entry.value, list):
+        return [_plain(value) for value in entry.value]
+    return entry.value
+
+
+def _lines(entry: Entry, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every key path with its place."""
+    if key:
+        yield key, entry.where
+    if isinstance(entry.value, dict):
+        for name, value in entry.value.items():
+            yield from _lines(value, f"{key}.{name}" if key else name)
+
+
+def _explained(error: ValidationError, entry: Entry) -> Iterator[RecipeError]:
+    """One error for each key that pydantic complains about; the branches of a union are joined."""
+    problems: dict[tuple[str, ...], list[Any]] = {}
+    for problem in error.errors(include_url=False):
+        problems.setdefault(_written_part(problem, entry), []).append(problem)
+    for path, found in problems.items():
+        first = found[0]
+        key = ".".join(path)
+        where = f"{_place(entry, path)}: {key}"
+        if first["type"] == "extra_forbidden":
+            yield RecipeError("unknown key", where=where, hint=_suggestion(path))
+        elif first["type"] == "missing":
+            yield RecipeError("this key is required", where=where, hint=_describe(path))
+        elif first["type"] == "value_error":
+            yield RecipeError(_expectation(first), where=where)
+        else:
+            expected = " or ".join(dict.fromkeys(_expectation(problem) for problem in found))
+            yield RecipeError("cannot use this value", where=where, found=repr(first["input"]), expected=expected)
+
+
+def _written_part(problem: Any, entry: Entry) -> tuple[str, ...]:
+    """The error's location without what pydantic adds for unions and dictionary keys."""
+    path: list[str] = []
+    for part in problem["loc"]:
+        inside = entry.value
+        if isinstance(inside, dict) and part in inside:
+            entry = inside[part]
+        elif isinstance(inside, list) and isinstance(part, int) and part < len(inside):
+            entry = inside[part]
+        elif not (problem["type"] == "missing" and part == problem["loc"][-1]):
+            break
+        path.append(str(part))
+    return tuple(path)
+
+
+def _place(entry: Entry, path: tuple[str, ...]) -> str:
+    """Where the deepest part of `path` that exists was written."""
+    for part in path:
+        if isinstance(entry.value, dict) and part in entry.value:
+            entry = entry.value[part]
+        elif isinstance(entry.value, list) and part.isdigit():
+            entry = entry.value[int(part)]
+        else:
+            break
+    return entry.where
+
+
+def _expectation(problem: Any) -> str:
+    """Pydantic's message as what was expected."""
+    return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+
+
+def _schema_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of the schema with its description; a domain's name is written *."""
+    for name, schema_field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        yield key, schema_field.description or ""
+        for inner, infix in _sections_in(schema_field.annotation):
+            yield from _schema_keys(inner, f"{key}.{infix}")
+
+
+def _sections_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """The sections that a field can hold, behind unions and dictionaries."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, ""
+    is_dictionary = get_origin(annotation) is dict
+    for inner in get_args(annotation):
+        for section, infix in _sections_in(inner):
+            yield section, f"*.{infix}" if is_dictionary else infix
+
+
+def _schema_path(path: tuple[str, ...]) -> str:
+    """A key path with the domain's name as *."""
+    return ".".join("*" if path[:i] == ("data", "domains") else part for i, part in enumerate(path))
+
+
+def _suggestion(path: tuple[str, ...]) -> str:
+    """What an unknown key may have been meant to be: a near name beside it, else the same name elsewhere."""
+    section = _schema_path(path).rpartition(".")[0]
+    keys = [key for key, _ in _schema_keys()]
+    beside = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]
+    if nearest := get_close_matches(path[-1], beside, n=1):
+        return f"Did you mean {nearest[0]}?"
+    if elsewhere := [key for key in keys if key.rpartition(".")[2] == path[-1]]:
+        return f"Did you mean {elsewhere[0]}?"
+    if any(word in path[-1].lower() for word in ("api_key", "token", "password", "secret")):
+        return "A recipe holds no secrets: set them in the environment (HF_TOKEN, WANDB_API_KEY)."
+    return f"Known here: {', '.join(beside)}."
+
+
+def _describe(path: tuple[str, ...]) -> str:
+    """The first sentence of the schema's description of a key."""
+    description = dict(_schema_keys()).get(_schema_path(path), "")
+    return " ".join(description.split())

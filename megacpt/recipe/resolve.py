@@ -1,0 +1,216 @@
+"""What follows from a recipe once the number of processes is known: degrees, micro-batches, steps.
+
+Pure arithmetic. A combination that does not fit is refused with the nearest ones that do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megacpt.errors import LaunchError, RecipeError
+from megacpt.recipe.architecture import Architecture, find_architecture
+from megacpt.recipe.rules import check_model, refuse
+from megacpt.recipe.schema import Recipe
+from megacpt.units import Duration
+
+ROUNDING_TOLERANCE = 0.05
+"""How far rounding `batch.global_tokens` to whole rows may move it before it is refused."""
+
+
+@dataclass(frozen=True)
+class ResolvedRate:
+    """The learning rate's numbers, every length in tokens; `schedule` says which of them it uses.
+
+    Attributes:
+        total_tokens: where the schedule ends: the tokens of all steps.
+    """
+
+    schedule: str
+    peak: float
+    min: float
+    constant: float | None
+    warmup_tokens: int
+    cooldown_tokens: int
+    decay_tokens: int
+    anneal_tokens: int
+    decay_shape: str
+    total_tokens: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe on a number of processes.
+
+    Attributes:
+        recipe: what was asked for.
+        architecture: the model's shape, None if it was not at hand.
+        world_size: processes; pipeline x tensor x data.
+        pipeline: stages.
+        tensor: ranks that share a layer.
+        data: replicas.
+        global_rows: rows of one step over all ranks.
+        micro_rows: rows of one micro-batch of one rank.
+        num_micro_batches: micro-batches of one step on each rank.
+        sequence_length: predicted tokens of a row.
+        tokens_per_step: global_rows x sequence_length.
+        num_steps: steps of the whole schedule.
+        last_step: the step after which this run ends: num_steps, or training.stop_at_step if that comes first.
+        evaluation_every_steps: None: not on the way.
+        checkpoint_every_steps: None: not on the way.
+        lr: the learning rate's numbers.
+    """
+
+    recipe: Recipe
+    architecture: Architecture | None
+    world_size: int
+    pipeline: int
+    tensor: int
+    data: int
+    global_rows: int
+    micro_rows: int
+    num_micro_batches: int
+    sequence_length: int
+    tokens_per_step: int
+    num_steps: int
+    last_step: int
+    evaluation_every_steps: int | None
+    checkpoint_every_steps: int | None
+    lr: ResolvedRate
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of all steps of the schedule: training.tokens rounded up to whole steps."""
+        return self.num_steps * self.tokens_per_step
+
+
+def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None = None) -> Resolved:
+    """Complete a recipe for `world_size` processes.
+
+    Args:
+        recipe: a loaded recipe.
+        world_size: the number of processes, one a GPU.
+        architecture: the model's shape; None looks for it in the recipe and the model's folder, and leaves the rules
+            that need it unchecked if it is in neither.
+
+    Raises:
+        LaunchError: the processes do not fit the layout.
+        RecipeError: the model or the batch does not.
+    """
+    architecture = architecture or find_architecture(recipe)
+    if architecture is not None:
+        refuse(check_model(recipe, architecture))
+    data = _data_degree(recipe, world_size)
+    rows = _global_rows(recipe, data)
+    sequence_length = recipe.data.sequence_length
+    tokens_per_step = rows * sequence_length
+    num_steps = math.ceil(recipe.training.tokens / tokens_per_step)
+
+    def steps(stretch: Duration | None) -> int | None:
+        return None if stretch is None else max(1, round(stretch.of(recipe.training.tokens) / tokens_per_step))
+
+    return Resolved(
+        recipe=recipe,
+        architecture=architecture,
+        world_size=world_size,
+        pipeline=recipe.parallel.pipeline,
+        tensor=recipe.parallel.tensor,
+        data=data,
+        global_rows=rows,
+        micro_rows=recipe.batch.micro_rows,
+        num_micro_batches=rows // (data * recipe.batch.micro_rows),
+        sequence_length=sequence_length,
+        tokens_per_step=tokens_per_step,
+        num_steps=num_steps,
+        last_step=min(num_steps, recipe.training.stop_at_step or num_steps),
+        evaluation_every_steps=steps(recipe.evaluation.every),
+        checkpoint_every_steps=steps(recipe.checkpoint.every),
+        lr=_rate(recipe, num_steps * tokens_per_step),
+    )
+
+
+def _data_degree(recipe: Recipe, world_size: int) -> int:
+    """The data-parallel degree that fills the world."""
+    parallel = recipe.parallel
+    model_ranks = parallel.pipeline * parallel.tensor
+    layout = f"pipeline {parallel.pipeline} x tensor {parallel.tensor}"
+    if parallel.data != "auto" and model_ranks * parallel.data != world_size:
+        raise LaunchError(
+            "the layout does not fill the world",
+            where=recipe.where("parallel.data"),
+            found=f"{layout} x data {parallel.data} = {model_ranks * parallel.data} for {world_size} processes",
+            hint=f"Start {model_ranks * parallel.data} processes, or use data: auto{_other_layouts(recipe, world_size)}.",
+        )
+    if world_size % model_ranks:
+        below = world_size - world_size % model_ranks
+        nearest = " or ".join(str(size) for size in (below, below + model_ranks) if size)
+        raise LaunchError(
+            "the layout does not fit the world",
+            where=recipe.where("parallel"),
+            found=f"{layout} = {model_ranks} for {world_size} processes",
+            hint=f"Start {nearest} processes{_other_layouts(recipe, world_size)}.",
+        )
+    return world_size // model_ranks
+
+
+def _other_layouts(recipe: Recipe, world_size: int) -> str:
+    """The layouts nearest to the recipe's that would fill the world."""
+    wished = recipe.parallel
+    fitting = [
+        (pipeline, tensor, world_size // (pipeline * tensor))
+        for pipeline in range(1, wished.pipeline + 1)
+        for tensor in range(1, wished.tensor + 1)
+        if world_size % (pipeline * tensor) == 0 and wished.tensor % tensor == 0
+    ]
+    largest = sorted(fitting, key=lambda layout: (layout[0] * layout[1], layout[0]), reverse=True)[:3]
+    return ", or use " + ", ".join(f"pipeline {p} tensor {t} data {d}" for p, t, d in largest) if largest else ""
+
+
+def _global_rows(recipe: Recipe, data: int) -> int:
+    """The rows of a step: a multiple of what all ranks take at a time."""
+    batch = recipe.batch
+    together = data * batch.micro_rows
+    splits = f"data {data} x micro_rows {batch.micro_rows} = {together}"
+    if batch.global_rows is not None:
+        if batch.global_rows % together:
+            below = batch.global_rows - batch.global_rows % together
+            fitting = [n for n in range(1, batch.global_rows + 1) if batch.global_rows % (data * n) == 0]
+            nearest = " or ".join(str(rows) for rows in (below, below + together) if rows)
+            also = f", or a micro_rows among {', '.join(map(str, fitting[:6]))}" if fitting else ""
+            raise RecipeError(
+                "the ranks cannot split the global batch evenly",
+                where=recipe.where("batch.global_rows"),
+                found=f"{batch.global_rows} rows over {splits}",
+                expected=f"a multiple of {together}",
+                hint=f"Nearest: {nearest}{also}.",
+            )
+        return batch.global_rows
+    assert batch.global_tokens is not None
+    length = recipe.data.sequence_length
+    rows = max(1, round(batch.global_tokens / (length * together))) * together
+    if abs(rows * length / batch.global_tokens - 1) > ROUNDING_TOLERANCE:
+        below = max(batch.global_tokens // (length * together), 1) * together
+        raise RecipeError(
+            "the global batch is far from any number of rows that the ranks can split",
+            where=recipe.where("batch.global_tokens"),
+            found=f"{batch.global_tokens:,} tokens, {batch.global_tokens / length:.1f} rows, over {splits}",
+            hint=f"Nearest: {below * length} or {(below + together) * length} tokens.",
+        )
+    return rows
+
+
+def _rate(recipe: Recipe, total_tokens: int) -> ResolvedRate:
+    rate = recipe.lr
+    phases = rate.phases(recipe.training.tokens)
+    return ResolvedRate(
+        schedule=rate.schedule,
+        peak=rate.peak,
+        min=rate.lowest,
+        constant=rate.constant,
+        warmup_tokens=phases["warmup"],
+        cooldown_tokens=phases["cooldown"],
+        decay_tokens=phases["decay"],
+        anneal_tokens=phases["anneal"],
+        decay_shape=rate.decay_shape or "one_minus_sqrt",
+        total_tokens=total_tokens,
+    )

@@ -1,0 +1,299 @@
+"""What the keys of a recipe must be to each other: one small function a rule, all of them run, all violations reported.
+
+`check` needs the recipe alone, `check_model` also the model's shape. What depends on the number of processes is in
+`resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from megacpt.errors import RecipeError
+from megacpt.recipe.architecture import Architecture
+from megacpt.recipe.schema import Recipe
+
+Violations = Iterator[RecipeError]
+
+RATE_KEYS = {
+    "cosine": {"min"},
+    "wsd": {"min", "decay", "decay_shape"},
+    "constant": set(),
+    "infinite_cosine": {"min", "constant", "cooldown", "anneal"},
+    "infinite_inverse_sqrt": {"min", "constant", "cooldown", "anneal"},
+}
+"""The keys of `lr` that a schedule uses, beside peak and warmup."""
+
+
+def one_batch_size(recipe: Recipe) -> Violations:
+    """The global batch is stated in rows or in tokens."""
+    batch = recipe.batch
+    if (batch.global_rows is None) == (batch.global_tokens is None):
+        both = batch.global_rows is not None
+        yield RecipeError(
+            "the global batch is stated in rows or in tokens",
+            where=recipe.where("batch.global_tokens" if both else "batch"),
+            found="both" if both else "neither",
+            expected="one of global_rows and global_tokens",
+            hint="Set the other to null (an inherited one too)." if both else None,
+        )
+
+
+def model_has_a_source(recipe: Recipe) -> Violations:
+    """Pretrained weights have a path; random ones have a config and no path that would be ignored."""
+    model = recipe.model
+    if model.init == "pretrained" and model.path is None:
+        yield RecipeError(
+            "pretrained weights need a place",
+            where=recipe.where("model"),
+            hint="Set model.path to a folder or hub id, or model.init to random.",
+        )
+    if model.init == "random" and "model_type" not in model.config:
+        yield RecipeError(
+            "random weights need the whole config",
+            where=recipe.where("model.config"),
+            expected="a Hugging Face config with model_type",
+        )
+    if model.init == "random" and model.path is not None:
+        yield RecipeError(
+            "random weights ignore the model at path",
+            where=recipe.where("model.path"),
+            found=model.path,
+            hint="Set model.path to null, or model.init to pretrained.",
+        )
+
+
+def flash_attention_needs_half_precision(recipe: Recipe) -> Violations:
+    """The flash-attn kernels know no float32."""
+    if recipe.model.dtype == "float32" and recipe.model.attention.startswith("flash_attention"):
+        yield RecipeError(
+            "flash attention computes in bfloat16 only",
+            where=recipe.where("model.attention"),
+            found=f"{recipe.model.attention} with dtype float32",
+            expected="sdpa, eager or auto",
+        )
+
+
+def trained_domains_have_shards_and_weight(recipe: Recipe) -> Violations:
+    """A domain that is trained on says from what and how much."""
+    for name, domain in recipe.data.domains.items():
+        if domain.role == "anchor":
+            continue
+        key = f"data.domains.{name}"
+        if not domain.shards:
+            yield RecipeError(
+                "a domain that is trained on needs shards",
+                where=recipe.where(key),
+                hint=f"Set {key}.shards, or role: anchor to only measure it.",
+            )
+        if domain.weight is None:
+            yield RecipeError(
+                "a domain that is trained on needs a weight", where=recipe.where(key), hint=f"Set {key}.weight, its share of the tokens."
+            )
+
+
+def anchors_are_only_measured(recipe: Recipe) -> Violations:
+    """An anchor has held-out text and no weight."""
+    for name, domain in recipe.data.domains.items():
+        if domain.role != "anchor":
+            continue
+        key = f"data.domains.{name}"
+        if not domain.held_out:
+            yield RecipeError("an anchor is only measured, so it needs held_out", where=recipe.where(key))
+        if domain.weight is not None:
+            yield RecipeError(
+                "an anchor is never trained on",
+                where=recipe.where(f"{key}.weight"),
+                found=domain.weight,
+                expected="no weight",
+                hint="Set role: replay to train on it.",
+            )
+
+
+def some_domain_counts(recipe: Recipe) -> Violations:
+    """The weights sum to more than 0, and so do weight x loss_weight."""
+    domains = recipe.data.domains.values()
+    if not any((domain.weight or 0) * domain.loss_weight > 0 for domain in domains):
+        yield RecipeError(
+            "no domain has a weight and a loss_weight above 0, so nothing would be learnt", where=recipe.where("data.domains")
+        )
+
+
+def pipeline_limits_zero(recipe: Recipe) -> Violations:
+    """A pipeline needs whole gradients until its last micro-batch: ZeRO 2 and 3 are impossible with one."""
+    parallel = recipe.parallel
+    if parallel.pipeline > 1 and parallel.zero_stage > 1:
+        yield RecipeError(
+            "ZeRO 2 and 3 are incompatible with pipeline parallelism",
+            where=recipe.where("parallel.zero_stage"),
+            found=f"zero_stage {parallel.zero_stage} with pipeline {parallel.pipeline}",
+            expected="zero_stage 0 or 1",
+            hint="Use zero_stage: 1 (and more pipeline or tensor parallelism if memory is short), or pipeline: 1.",
+        )
+
+
+def sequence_parallel_splits(recipe: Recipe) -> Violations:
+    """Sequence parallelism needs tensor parallelism, and a sequence that it divides."""
+    parallel, length = recipe.parallel, recipe.data.sequence_length
+    if not parallel.sequence_parallel:
+        return
+    if parallel.tensor == 1:
+        yield RecipeError(
+            "sequence parallelism splits activations over the tensor-parallel ranks",
+            where=recipe.where("parallel.sequence_parallel"),
+            found="tensor 1",
+            expected="tensor > 1",
+            hint="Leave sequence_parallel off.",
+        )
+    elif length % parallel.tensor:
+        nearest = length - length % parallel.tensor
+        yield RecipeError(
+            "sequence parallelism needs a sequence that tensor parallelism divides",
+            where=recipe.where("data.sequence_length"),
+            found=f"{length} over tensor {parallel.tensor}",
+            expected=f"{nearest} or {nearest + parallel.tensor}",
+        )
+
+
+def partition_has_all_stages(recipe: Recipe) -> Violations:
+    """A stated partition has an entry for each stage."""
+    parallel = recipe.parallel
+    if isinstance(parallel.partition, tuple) and len(parallel.partition) != parallel.pipeline:
+        yield RecipeError(
+            "the partition must state the layers of each stage",
+            where=recipe.where("parallel.partition"),
+            found=f"{len(parallel.partition)} entries",
+            expected=f"{parallel.pipeline}, as parallel.pipeline",
+        )
+
+
+def rate_keys_are_used(recipe: Recipe) -> Violations:
+    """No key of `lr` is set that the schedule would ignore, and none is missing."""
+    rate, used = recipe.lr, RATE_KEYS[recipe.lr.schedule]
+    for key in sorted(set().union(*RATE_KEYS.values()) - used):
+        if getattr(rate, key) is not None:
+            schedules = [schedule for schedule, keys in RATE_KEYS.items() if key in keys]
+            yield RecipeError(
+                f"the schedule {rate.schedule} does not use this key",
+                where=recipe.where(f"lr.{key}"),
+                found=getattr(rate, key),
+                expected=f"null, or a schedule that uses it: {', '.join(schedules)}",
+            )
+    for key in ("constant", "cooldown"):
+        if key in used and getattr(rate, key) is None:
+            yield RecipeError(f"the schedule {rate.schedule} needs lr.{key}", where=recipe.where("lr.schedule"))
+
+
+def rates_are_ordered(recipe: Recipe) -> Violations:
+    """min <= constant <= peak."""
+    rate = recipe.lr
+    if rate.min is not None and rate.min > rate.peak:
+        yield RecipeError("the least learning rate is above the peak", where=recipe.where("lr.min"), found=rate.min, expected=f"at most {rate.peak}")
+    if rate.constant is not None and not rate.lowest <= rate.constant <= rate.peak:
+        yield RecipeError(
+            "the constant learning rate lies outside the schedule",
+            where=recipe.where("lr.constant"),
+            found=rate.constant,
+            expected=f"between min {rate.lowest:g} and peak {rate.peak:g}",
+        )
+
+
+def phases_fit_the_run(recipe: Recipe) -> Violations:
+    """The phases of the learning rate take no more tokens than there are."""
+    phases = recipe.lr.phases(recipe.training.tokens)
+    if sum(phases.values()) > recipe.training.tokens:
+        yield RecipeError(
+            "the phases of the learning rate are longer than the run",
+            where=recipe.where("lr"),
+            found=" + ".join(f"{name} {tokens:,}" for name, tokens in phases.items() if tokens),
+            expected=f"at most training.tokens, {recipe.training.tokens:,}",
+        )
+
+
+def tensor_divides_the_model(recipe: Recipe, architecture: Architecture) -> Violations:
+    """Tensor parallelism gives every rank whole heads and equal parts of the MLP."""
+    tensor = recipe.parallel.tensor
+    sizes = {
+        "attention heads": architecture.num_heads,
+        "key-value heads": architecture.num_kv_heads,
+        "MLP channels": architecture.intermediate_size,
+    }
+    bad = {what: size for what, size in sizes.items() if size % tensor}
+    if bad:
+        fitting = [n for n in range(1, architecture.num_kv_heads + 1) if not any(size % n for size in sizes.values())]
+        yield RecipeError(
+            "tensor parallelism does not divide the model",
+            where=recipe.where("parallel.tensor"),
+            found=f"{tensor} for " + " and ".join(f"{size} {what}" for what, size in bad.items()),
+            expected=f"one of {', '.join(map(str, fitting))}",
+        )
+
+
+def every_stage_has_a_layer(recipe: Recipe, architecture: Architecture) -> Violations:
+    """There are at least as many layers as stages, and a stated partition places every layer."""
+    parallel, num_layers = recipe.parallel, architecture.num_layers
+    if num_layers < parallel.pipeline:
+        yield RecipeError(
+            "there are more pipeline stages than layers",
+            where=recipe.where("parallel.pipeline"),
+            found=parallel.pipeline,
+            expected=f"at most {num_layers}",
+        )
+    if isinstance(parallel.partition, tuple) and sum(parallel.partition) != num_layers:
+        yield RecipeError(
+            "the partition must place every layer",
+            where=recipe.where("parallel.partition"),
+            found=f"{' + '.join(map(str, parallel.partition))} = {sum(parallel.partition)}",
+            expected=f"a sum of {num_layers}",
+        )
+
+
+def sequence_fits_the_positions(recipe: Recipe, architecture: Architecture) -> Violations:
+    """No row is longer than the positions that the model was made for."""
+    longest = architecture.max_positions
+    if longest is not None and recipe.data.sequence_length > longest:
+        yield RecipeError(
+            "rows are longer than the model's positions",
+            where=recipe.where("data.sequence_length"),
+            found=recipe.data.sequence_length,
+            expected=f"at most {longest}, the config's max_position_embeddings",
+        )
+
+
+RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
+    one_batch_size,
+    model_has_a_source,
+    flash_attention_needs_half_precision,
+    trained_domains_have_shards_and_weight,
+    anchors_are_only_measured,
+    some_domain_counts,
+    pipeline_limits_zero,
+    sequence_parallel_splits,
+    partition_has_all_stages,
+    rate_keys_are_used,
+    rates_are_ordered,
+    phases_fit_the_run,
+)
+MODEL_RULES: Sequence[Callable[[Recipe, Architecture], Violations]] = (
+    tensor_divides_the_model,
+    every_stage_has_a_layer,
+    sequence_fits_the_positions,
+)
+
+
+def check(recipe: Recipe) -> list[RecipeError]:
+    """Every violation that can be seen in the recipe alone."""
+    return [violation for rule in RECIPE_RULES for violation in rule(recipe)]
+
+
+def check_model(recipe: Recipe, architecture: Architecture) -> list[RecipeError]:
+    """Every violation that shows only beside the model's shape."""
+    return [violation for rule in MODEL_RULES for violation in rule(recipe, architecture)]
+
+
+def refuse(errors: Sequence[RecipeError]) -> None:
+    """Raise what was found, if anything: one error as itself, several as one that lists them."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = "".join(f"\n  {error}" for error in errors)
+        raise RecipeError(f"{len(errors)} things are wrong with the recipe:{lines}")

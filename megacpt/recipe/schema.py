@@ -1,0 +1,372 @@
+"""The recipe's sections and keys: what each means, its unit, and where its default comes from.
+
+Every section is frozen and knows exactly its keys; an unknown key or a wrong type is an error, never a guess. Numbers
+with units ("20B" tokens, "1%" of the run) are read by `megacpt.units`. What a single key can get wrong is checked
+here, what keys can get wrong together in `rules`.
+
+A recipe holds no secrets: tokens and API keys come from the environment (HF_TOKEN, WANDB_API_KEY), so that the resolved
+recipe can be written into every run folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, PrivateAttr
+
+from megacpt.units import Duration, format_tokens, parse_sequence_length, parse_tokens
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_written(tokens: int) -> str | int:
+    text = format_tokens(tokens)
+    return tokens if text.isdigit() else text
+
+
+Count = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=1), PlainSerializer(_as_written, when_used="json")]
+SequenceLength = Annotated[int, BeforeValidator(parse_sequence_length), Field(ge=1)]
+Stretch = Annotated[InstanceOf[Duration], BeforeValidator(Duration.parse), PlainSerializer(str, when_used="json")]
+Paths = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(strict=False)]
+Rate = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Section(BaseModel):
+    """What all sections share."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSection(Section):
+    """The model that training starts from."""
+
+    path: str | None = None
+    """A Hugging Face folder (config.json and safetensors), or an id on the hub. None with `init: random`."""
+
+    revision: str | None = None
+    """The hub's branch, tag or commit; None is the default branch. A commit makes a run reproducible."""
+
+    tokenizer: str | None = None
+    """A folder or hub id, for the export and for checking the shards' fingerprint; None is the one at `path`."""
+
+    init: Literal["pretrained", "random"] = "pretrained"
+    """Start from the weights at `path`, or from random weights shaped by `config` (for tests and baselines)."""
+
+    config: dict[str, Any] = {}
+    """Values of the Hugging Face config. With `init: random` the whole config, `model_type` included. With pretrained
+    weights they are promises: config.json must say the same (a wrong rope_theta trains without an error and spoils the
+    model), and they let `--dry-run` plan before the model is downloaded."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """The dtype of weights and activations. With bfloat16, master weights, gradients and optimizer state stay in fp32."""
+
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """The attention implementation; auto takes the fastest installed one that keeps documents apart."""
+
+    vocab_multiple: Count = 128
+    """The embedding and head are padded to a multiple of this (and of `parallel.tensor`), which matrix units like. The
+    padding is masked in the loss and cut off on export. 128 as in Megatron-LM."""
+
+    trust_remote_code: bool = False
+    """Let the model's folder run its own Python. Off: a recipe should not execute what a download contains."""
+
+
+class DomainSection(Section):
+    """One domain of the data: text that is weighted, counted and evaluated together."""
+
+    role: Literal["new", "replay", "anchor"]
+    """new: what the model shall learn. replay: what it shall keep, trained on again. anchor: what it shall keep, only
+    measured."""
+
+    shards: Paths = ()
+    """Training tokens: folders with a manifest.json, or Megatron IndexedDataset prefixes, relative to the current
+    directory."""
+
+    held_out: Paths = ()
+    """Evaluation tokens, in the same forms; without any, the domain is trained on but not evaluated."""
+
+    weight: Annotated[float, Field(ge=0)] | None = None
+    """The domain's share of the training tokens, relative to the other domains' weights. None for an anchor."""
+
+    loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    """A factor on the loss of the domain's tokens, relative to other domains: the objective's mass is sampled mass times
+    this. Mix with `weight` first: at equal mass, sampling has the lower gradient variance, so keep this in 0.2 to 5."""
+
+    max_epochs: Annotated[float, Field(gt=0)] = 4.0
+    """The run is refused if it would read this domain more often. Up to 4 epochs repeated tokens are worth about as much
+    as fresh ones (Muennighoff et al. 2023, arXiv:2305.16264)."""
+
+
+class DataSection(Section):
+    """The token stream."""
+
+    sequence_length: SequenceLength
+    """Predicted tokens per row: a plain integer, or "8Ki". A row reads one token more."""
+
+    document_mask: bool = True
+    """Attention, positions and labels stop at document borders. Off: documents packed into one row see each other, as in
+    GPT-3's and Llama-2's training. Llama 3 masked (arXiv:2407.21783, section 3.2)."""
+
+    domains: Annotated[dict[DomainName, DomainSection], Field(min_length=1)]
+    """The domains by name; names are letters, digits, - and _, and appear in every log and table."""
+
+
+class BatchSection(Section):
+    """The global batch: what one optimizer step sees, whatever the layout."""
+
+    global_rows: Count | None = None
+    """Rows per step over all ranks. A multiple of data parallelism x micro_rows. Set this or `global_tokens`."""
+
+    global_tokens: Tokens | None = None
+    """Tokens per step over all ranks ("4M"), rounded to the nearest number of rows that the layout can split."""
+
+    micro_rows: Count = 1
+    """Rows per micro-batch and rank: more fill the GPU better at short sequences, and take activation memory."""
+
+
+class ParallelSection(Section):
+    """How the model and the batch are laid over the processes: pipeline x tensor x data = world size."""
+
+    pipeline: Count = 1
+    """Stages that the decoder layers are cut into (1F1B). Idle share (p-1)/(m+p-1) for m micro-batches per step."""
+
+    tensor: Count = 1
+    """Ranks that share each layer's matrices. They talk four times per layer: keep them inside a node."""
+
+    data: Count | Literal["auto"] = "auto"
+    """Replicas that split the batch; auto is what the world size leaves."""
+
+    sequence_parallel: bool = False
+    """Split activations along the sequence between tensor-parallel regions (Korthikanti et al. 2022, arXiv:2205.05198).
+    Same communication, less memory; needs tensor > 1."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """What data-parallel ranks split (Rajbhandari et al. 2020, arXiv:1910.02054): 0 nothing, 1 optimizer state, 2 and
+    gradients, 3 and weights. A pipeline allows 0 and 1: it needs whole gradients until its last micro-batch."""
+
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """full: keep each layer's input only and compute the rest again in the backward, for about a third more compute."""
+
+    partition: Literal["time", "uniform"] | Annotated[tuple[Count, ...], Field(strict=False)] = "time"
+    """Decoder layers per stage. time: equal times, the head counted by its compute. uniform: equal numbers of layers. A
+    list states them."""
+
+
+class LossSection(Section):
+    """The replay-weighted cross-entropy."""
+
+    kernel: Literal["auto", "reference", "triton"] = "auto"
+    """auto: Triton on GPUs, plain torch elsewhere."""
+
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of lse^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, uses 1e-4). 0: off, a pretrained
+    model's logits are already where they belong."""
+
+
+class OptimizerSection(Section):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), its state fresh at the start of the run."""
+
+    betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)] = (
+        0.9,
+        0.95,
+    )
+    """Decay of the first and second moment; (0.9, 0.95) as GPT-3 (arXiv:2005.14165) and Llama 2 (arXiv:2307.09288)."""
+
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled decay, of matrices only. 0.1 as GPT-3 and Llama 2."""
+
+    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global norm of the gradient; 0 is off. 1.0 as GPT-3 and Llama 2."""
+
+
+class RateSection(Section):
+    """The learning rate as a function of tokens: a change of batch size or layout does not distort it."""
+
+    schedule: Literal["cosine", "wsd", "constant", "infinite_cosine", "infinite_inverse_sqrt"] = "cosine"
+    """cosine: warm up, then fall to `min` at the end (arXiv:2403.08763). wsd: warm up, stay, decay (arXiv:2404.06395).
+    constant: warm up and stay. infinite_*: warm up, cool down to `constant`, stay, anneal (arXiv:2403.08763, arXiv:2503.02844)."""
+
+    peak: Rate
+    """The highest learning rate: the dial between learning the new and keeping the old. No default: it depends on the
+    model and the data."""
+
+    min: Annotated[float, Field(ge=0)] | None = None
+    """Where the decay (for infinite schedules, the anneal) ends; None is a tenth of the peak (arXiv:2403.08763)."""
+
+    warmup: Stretch = Duration.parse("1%")
+    """Linear from 0 to the peak. Lengths of 0 to 2 % make no difference (arXiv:2308.04014)."""
+
+    decay: Stretch | None = None
+    """wsd: the length of the final decay; None is 10 % of the run (arXiv:2404.06395, arXiv:2405.18392)."""
+
+    decay_shape: Literal["linear", "one_minus_sqrt"] | None = None
+    """wsd: how it decays; None is one_minus_sqrt, the better one in arXiv:2405.18392."""
+
+    constant: Rate | None = None
+    """infinite: the rate of the open-ended phase, at most the peak."""
+
+    cooldown: Stretch | None = None
+    """infinite: the length of the fall from `peak` to `constant`."""
+
+    anneal: Stretch | None = None
+    """infinite: the length of the final exponential fall to `min`; None keeps the run in the constant phase."""
+
+    @property
+    def lowest(self) -> float:
+        """`min`, or its default."""
+        return 0.1 * self.peak if self.min is None else self.min
+
+    def phases(self, total_tokens: int) -> dict[str, int]:
+        """The lengths in tokens of the phases that have one, in order, for a run of `total_tokens`."""
+        decay = self.decay or (Duration.parse("10%") if self.schedule == "wsd" else None)
+        stretches = {"warmup": self.warmup, "cooldown": self.cooldown, "decay": decay, "anneal": self.anneal}
+        return {name: stretch.of(total_tokens) if stretch else 0 for name, stretch in stretches.items()}
+
+
+class TrainingSection(Section):
+    """How long to train."""
+
+    tokens: Tokens
+    """The length of the run ("20B"), rounded up to whole steps. Percentages elsewhere are of this."""
+
+    stop_at_step: Count | None = None
+    """Stop early after this step without changing any schedule: for pilots, and runs in instalments."""
+
+
+class EvaluationSection(Section):
+    """The held-out loss of every domain, in the training layout."""
+
+    every: Stretch | None = Duration.parse("10%")
+    """Between two evaluations; None evaluates at the start and end only."""
+
+    tokens_per_domain: Tokens | None = 1_000_000
+    """Held-out tokens per domain, from its beginning; None takes all. The standard error of a mean over 1M tokens is
+    about 0.003 nats."""
+
+    at_start: bool = True
+    """Before the first step: the base model's loss, without which no forgetting can be stated."""
+
+    at_end: bool = True
+    """After the last step."""
+
+
+class CheckpointSection(Section):
+    """Checkpoints from which a run continues bit for bit."""
+
+    every: Stretch | None = Duration.parse("10%")
+    """Between two checkpoints; None writes none on the way."""
+
+    keep_last: Count = 2
+    """Older ones are deleted. Two, so that one survives should the newest turn out unreadable."""
+
+    at_end: bool = True
+    """After the last step; the export is made from it."""
+
+
+class WandbSection(Section):
+    """Weights & Biases. The key comes from WANDB_API_KEY or `wandb login`."""
+
+    project: str
+    """The project that the run appears in."""
+
+    entity: str | None = None
+    """The user or team; None is the account's default."""
+
+    group: str | None = None
+    """Runs that belong together."""
+
+    tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Labels to filter by."""
+
+    mode: Literal["online", "offline"] = "online"
+    """offline: write into the run folder, for `wandb sync` later."""
+
+
+class LoggingSection(Section):
+    """Where the run leaves its numbers."""
+
+    folder: str = "runs"
+    """The run folder is `folder`/`name`."""
+
+    tensorboard: bool = True
+    """Also write TensorBoard events."""
+
+    wandb: WandbSection | None = None
+    """Also report to Weights & Biases."""
+
+    every_steps: Count = 1
+    """Steps between two lines on the console; metrics.jsonl always has every step."""
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where each key of a recipe was written. Two recipes are equal whatever files they came from."""
+
+    lines: dict[str, str] = field(default_factory=dict, compare=False)
+
+
+class Recipe(Section):
+    """Everything about a run that does not follow from the machine."""
+
+    name: Name
+    """The run's name and folder; by default the file's name. It is not inherited through `extends`."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """The order of the data, and random weights if any."""
+
+    model: ModelSection
+    """The model that training starts from."""
+
+    data: DataSection
+    """The token stream."""
+
+    batch: BatchSection
+    """The global batch."""
+
+    parallel: ParallelSection = ParallelSection()
+    """The layout."""
+
+    loss: LossSection = LossSection()
+    """The loss."""
+
+    optimizer: OptimizerSection = OptimizerSection()
+    """The optimizer."""
+
+    lr: RateSection
+    """The learning rate."""
+
+    training: TrainingSection
+    """The length of the run."""
+
+    evaluation: EvaluationSection = EvaluationSection()
+    """Held-out evaluation."""
+
+    checkpoint: CheckpointSection = CheckpointSection()
+    """Checkpoints."""
+
+    logging: LoggingSection = LoggingSection()
+    """Logs."""
+
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def where(self, key: str) -> str:
+        """The place of `key` ("data.domains.medical.shards") for an error: file, line and key as far as they are known.
+
+        A key that was left to its default has the place of the section that could hold it.
+        """
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            if line := self._origins.lines.get(".".join(parts[:length])):
+                return f"{line}: {key}"
+        return key
