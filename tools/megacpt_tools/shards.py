@@ -146,20 +146,22 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from megacpt.data.manifest import read_manifest
 
     path = Path(arguments.path)
+    tokenizer_path: str | None = arguments.tokenizer
+    fingerprint = None
     if path.is_dir():
         manifest = read_manifest(path)
         shards = manifest.open_shards(path)
+        fingerprint = manifest.tokenizer.fingerprint
+        if tokenizer_path is None and Path(manifest.tokenizer.name).exists():
+            tokenizer_path = manifest.tokenizer.name
         _print_manifest(path, manifest)
-        recorded = manifest.tokenizer.name if Path(manifest.tokenizer.name).exists() else None
     else:
-        manifest, recorded = None, None
         shards = [_open_shard(path)]
         print(shards[0])
-    tokenizer_path: str | None = arguments.tokenizer or recorded
-    if arguments.documents > 0 and tokenizer_path is None:
-        print("\nGive --tokenizer to see documents as text.")
+    if arguments.documents > 0 and tokenizer_path is not None:
+        _print_documents(shards, arguments.documents, tokenizer_path, fingerprint)
     elif arguments.documents > 0:
-        _print_documents(shards, arguments.documents, tokenizer_path, manifest)
+        print("\nGive --tokenizer to see documents as text.")
     return 0
 
 
@@ -229,17 +231,17 @@ def _right(name: str) -> Column:
     return Column(name, justify="right")
 
 
-def _print_documents(shards: list[Shard], num_documents: int, tokenizer_path: str, manifest: Manifest | None) -> None:
+def _print_documents(shards: list[Shard], num_documents: int, tokenizer_path: str, fingerprint: str | None) -> None:
     """The first documents as text, cut short; the tokenizer must be the one that made the ids."""
     from megacpt_tools.tokenizer import open_tokenizer
 
     tokenizer = open_tokenizer(tokenizer_path)
-    if manifest is not None and tokenizer.fingerprint != manifest.tokenizer.fingerprint:
+    if fingerprint is not None and tokenizer.fingerprint != fingerprint:
         raise DataError(
             "this tokenizer did not make these shards",
             where=tokenizer_path,
             found=f"fingerprint {tokenizer.fingerprint[:12]}",
-            expected=manifest.tokenizer.fingerprint[:12],
+            expected=fingerprint[:12],
         )
     number = 0
     for shard in shards:
