@@ -1,0 +1,1 @@
+"""What a run says about itself: records, the console, files, throughput. Numbers in, text and files out."""

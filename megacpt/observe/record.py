@@ -1,0 +1,102 @@
+"""What there is to say about a step and about an evaluation: the records that every sink receives.
+
+The fields and their order are the lines of `metrics.jsonl` and `evaluations.jsonl`. A value that is not known (`mfu`
+without a GPU, `bits_per_byte` of shards that do not tell their text's size) is None here and left out there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+def _number(value: float | None) -> float:
+    """A loss as JSON has it: NaN and infinity are written as null."""
+    return math.nan if value is None else value
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class DomainLoss:
+    """A domain's part in a training step: mean unweighted loss in nats per token, and the tokens it is a mean of."""
+
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step.
+
+    Args:
+        step: steps done, this one included.
+        tokens: tokens trained since the start of the run.
+        loss: weighted mean loss of the global batch, in nats.
+        grad_norm: global norm of the gradient before clipping.
+        learning_rate: the rate that this step used.
+        tokens_per_second: of the whole run, all devices together.
+        domains: the domains that had tokens in this step.
+        mfu: fraction of the devices' peak FLOP/s; None where that peak is not known.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    domains: Mapping[str, DomainLoss]
+    mfu: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of a line in `metrics.jsonl`."""
+        return _known(asdict(self))
+
+    def scalars(self) -> dict[str, float]:
+        """Flat names for dashboards: "train/loss", "train/loss/medical", ..."""
+        names = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "tokens", "mfu")
+        domains = {f"train/loss/{name}": domain.loss for name, domain in self.domains.items()}
+        return _known({f"train/{name}": getattr(self, name) for name in names}) | domains
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvaluation:
+    """A domain's held-out text: mean loss in nats per token, bits per UTF-8 byte, and the tokens predicted."""
+
+    loss: float
+    bits_per_byte: float | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """The held-out loss of every domain after `step` steps and `tokens` tokens of training."""
+
+    step: int
+    tokens: int
+    domains: Mapping[str, DomainEvaluation]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvaluationRecord:
+        """The inverse of `to_dict`."""
+        domains = {
+            name: DomainEvaluation(_number(domain["loss"]), domain.get("bits_per_byte"), domain["tokens"])
+            for name, domain in values["domains"].items()
+        }
+        return cls(values["step"], values["tokens"], domains)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of a line in `evaluations.jsonl`."""
+        values = asdict(self)
+        return values | {"domains": {name: _known(domain) for name, domain in values["domains"].items()}}
+
+    def scalars(self) -> dict[str, float]:
+        """Flat names for dashboards: "evaluation/loss/medical", "evaluation/bits_per_byte/medical", ..."""
+        losses = {f"evaluation/loss/{name}": domain.loss for name, domain in self.domains.items()}
+        bits = {f"evaluation/bits_per_byte/{name}": domain.bits_per_byte for name, domain in self.domains.items()}
+        return losses | _known(bits)
