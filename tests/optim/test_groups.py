@@ -40,7 +40,7 @@ def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
 
 def test_the_shape_that_counts_is_the_one_before_zero_3_took_the_parameter_apart() -> None:
     weight = nn.Parameter(torch.empty(0))
-    weight.ds_shape = torch.Size([4, 4])
+    weight.ds_shape = torch.Size([4, 4])  # type: ignore[attr-defined]
     (group,) = parameter_groups([("weight", weight)], 0.1)
     assert group["weight_decay"] == 0.1
 

@@ -5,6 +5,8 @@ import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -21,16 +23,16 @@ def schedules(draw: st.DrawFn) -> Schedule:
     peak = draw(st.floats(1e-6, 1e-2))
     lengths = [draw(st.integers(minimum, 10**9)) for minimum in (0, 1, 1)]
     end_tokens = sum(lengths) + draw(st.integers(0, 10**12))
-    common = {"peak": peak, "warmup_tokens": lengths[0], "end_tokens": end_tokens}
+    common: dict[str, Any] = {"peak": peak, "warmup_tokens": lengths[0], "end_tokens": end_tokens}
     minimum = peak * draw(st.floats(0, 1))
     constant = peak * draw(st.floats(0.01, 1))
-    infinite = {
+    infinite: dict[str, Any] = {
         "constant": constant,
         "cooldown_tokens": lengths[1],
         "anneal_tokens": lengths[2],
         "minimum": constant * draw(st.floats(1e-3, 1)),
     }
-    shape = draw(st.sampled_from(["linear", "one_minus_sqrt"]))
+    shape: Literal["linear", "one_minus_sqrt"] = draw(st.sampled_from(["linear", "one_minus_sqrt"]))
     return draw(
         st.sampled_from(
             [
@@ -168,7 +170,7 @@ def test_an_infinite_schedule_without_an_anneal_stays_constant() -> None:
         ),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(make, text: str) -> None:
+def test_a_schedule_that_cannot_be_is_refused(make: Callable[[], Schedule], text: str) -> None:
     with pytest.raises(RecipeError, match=text):
         make()
 
