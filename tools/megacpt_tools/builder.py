@@ -190,8 +190,8 @@ def build_shards(
             parts[part] = stack.enter_context(writer)
         for source, position_bytes, block in _in_order(tokenize, tokenizer, blocks, num_workers):
             is_held_out = block.is_held_out
-            if held_out_max_documents is not None:
-                already = parts[HELD_OUT].num_documents if held_out_fraction else 0
+            if held_out_fraction and held_out_max_documents is not None:
+                already = parts[HELD_OUT].num_documents
                 is_held_out = is_held_out & (already + np.cumsum(is_held_out) <= held_out_max_documents)
             parts[TRAIN].add(block.of(~is_held_out))
             if is_held_out.any():
@@ -275,7 +275,7 @@ class _PartWriter:
         while at < block.lengths.size:
             writer = self._writer = self._writer or self._next_writer()
             stop = int(np.searchsorted(ends, begin + self._max_tokens - writer.num_tokens, side="right"))
-            if stop == at and writer.num_documents:
+            if stop <= at and writer.num_documents:
                 self._finish_shard(writer)
                 continue
             stop = max(stop, at + 1)

@@ -11,6 +11,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from megacpt.units import format_seconds
 from megacpt_tools.builder import BuildProgress
 
 LINE_EVERY_SECONDS = 10.0
@@ -45,6 +46,6 @@ def build_progress(stream: TextIO = sys.stderr) -> Iterator[Callable[[BuildProgr
         left_bytes = progress.total_bytes - progress.done_bytes
         left_seconds = (now - start_seconds) * left_bytes / max(progress.done_bytes, 1)
         share = progress.done_bytes / max(progress.total_bytes, 1)
-        print(f"{share:4.0%}  {counts(progress)}  {left_seconds:,.0f} s left", file=stream, flush=True)
+        print(f"{share:4.0%}  {counts(progress)}  {format_seconds(left_seconds)} left", file=stream, flush=True)
 
     yield line

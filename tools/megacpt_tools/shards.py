@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megacpt.errors import DataError
+from megacpt.units import parse_tokens
 
 if TYPE_CHECKING:
     from rich.table import Column
@@ -64,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tokens.add_argument("--bos-token", metavar="TOKEN", help="spelling of BOS (the tokenizer's own)")
     tokens.add_argument("--eos-token", metavar="TOKEN", help="spelling of EOS (the tokenizer's own)")
     tokens.add_argument(
-        "--max-tokens-per-shard", type=_at_least_one, default=1_000_000_000, metavar="N", help="(1,000,000,000)"
+        "--max-tokens-per-shard", type=_at_least_one, default="1B", metavar="N", help="where a shard is cut (1B)"
     )
     split = build.add_argument_group("split")
     split.add_argument(
@@ -258,7 +259,11 @@ def _print_documents(shards: list[Shard], num_documents: int, tokenizer_path: st
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text.replace(",", "").replace("_", ""))
+    """A count; "1.5B" and the like are understood."""
+    try:
+        number = parse_tokens(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number

@@ -127,13 +127,7 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        description = _json(self._path)
-        for presentation in ("version", "truncation", "padding", "post_processor", "decoder"):
-            description.pop(presentation, None)
-        merges = description.get("model", {}).get("merges")
-        if merges and isinstance(merges[0], str):
-            description["model"]["merges"] = [merge.split(" ", 1) for merge in merges]
-        return hashlib.sha256(orjson.dumps(_without_defaults(description), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return hugging_face_fingerprint(self._path)
 
     def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
         try:
@@ -237,6 +231,17 @@ class TiktokenTokenizer:
 
     def token_id(self, token: str) -> int | None:
         return self._special_tokens.get(token, self._ranks.get(token.encode()))
+
+
+def hugging_face_fingerprint(path: Path) -> str:
+    """sha256 over what of a tokenizer.json decides the ids."""
+    description = _json(path)
+    for presentation in ("version", "truncation", "padding", "post_processor", "decoder"):
+        description.pop(presentation, None)
+    merges = description.get("model", {}).get("merges")
+    if merges and isinstance(merges[0], str):
+        description["model"]["merges"] = [merge.split(" ", 1) for merge in merges]
+    return hashlib.sha256(orjson.dumps(_without_defaults(description), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
