@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from megacpt.errors import ModelError
+from megacpt.model.attention import register
 
 PARITY_TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text", "phi3"})
 """Model types for which the test suite compares training with plain transformers, on every kind of layout."""
@@ -29,17 +30,21 @@ class Blueprint:
     Args:
         config: the Hugging Face config of a decoder-only causal language model.
         dtype: the dtype of the weights.
+        attention: which of `megacpt.model.attention.BACKENDS` the layers use.
 
     Raises:
         ModelError: the architecture is not a plain stack of decoder layers that megacpt understands.
     """
 
-    def __init__(self, config: PretrainedConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype, attention: str = "sdpa") -> None:
         refuse_unsupported(config)
         self.config = config
         self.dtype = dtype
+        config._attn_implementation = "eager"  # every class builds with it; some refuse to build with others
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.config = self.model.config
+        self.config._attn_implementation = register(attention)
         self.base = self.model.base_model
         self.base_name: str = self.model.base_model_prefix
         for part in ("embed_tokens", "layers", "norm", "rotary_emb"):

@@ -1,0 +1,100 @@
+"""From a checkpoint's slices to a Hugging Face folder, one tensor at a time, on any machine.
+
+Weights keep the training dtype; vocabulary padding is stripped; a tied head is left out, as transformers does. The
+config and the tokenizer are those that the run started from, copied from the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from megacpt.checkpoint.folder import find_checkpoint, read_state
+from megacpt.checkpoint.huggingface import INDEX, SINGLE
+from megacpt.errors import CheckpointError
+from megacpt.parallel.slice_files import SliceFiles
+
+MODEL_FILES = "model"
+"""The run folder's copy of the config and tokenizer files."""
+
+
+def export(
+    source: Path,
+    target: Path,
+    *,
+    max_file_bytes: int = 5 * 10**9,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write the weights of a run or checkpoint as a Hugging Face folder that transformers loads.
+
+    Args:
+        source: a run folder (its newest checkpoint is taken) or a checkpoint.
+        target: a new or empty folder.
+        max_file_bytes: a safetensors file is closed before it grows beyond this.
+        progress: called with (tensors done, tensors in all).
+
+    Returns:
+        The checkpoint that was exported.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint, or the target is not empty.
+    """
+    checkpoint = find_checkpoint(source)
+    state = read_state(checkpoint)
+    model_files = checkpoint.parent.parent / MODEL_FILES
+    if not (model_files / "config.json").is_file():
+        raise CheckpointError(
+            "the run folder's copy of the model's config is gone", where=str(model_files), expected="config.json"
+        )
+    if target.is_dir() and any(target.iterdir()):
+        raise CheckpointError("the folder to export to is not empty", where=str(target), hint="Name a new one.")
+    target.mkdir(parents=True, exist_ok=True)
+    slices = SliceFiles(checkpoint / state["weights"])
+    names = list(slices)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for done, name in enumerate(names, start=1):
+            yield name, slices.whole(name, state["vocab_size"]).contiguous()
+            progress(done, len(names))
+
+    write_safetensors(target, tensors(), max_file_bytes)
+    for file in model_files.iterdir():
+        shutil.copy2(file, target / file.name)
+    return checkpoint
+
+
+def write_safetensors(target: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_file_bytes: int) -> None:
+    """Write tensors to one model.safetensors, or to numbered shards with an index, holding one shard at a time."""
+    shards: list[list[str]] = []
+    pending: dict[str, torch.Tensor] = {}
+    pending_bytes = total_bytes = 0
+
+    def flush() -> None:
+        nonlocal pending, pending_bytes
+        save_file(pending, target / f"shard-{len(shards):05d}", metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending, pending_bytes = {}, 0
+
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if pending and pending_bytes + size > max_file_bytes:
+            flush()
+        pending[name] = tensor
+        pending_bytes += size
+        total_bytes += size
+    flush()
+    if len(shards) == 1:
+        (target / "shard-00000").rename(target / SINGLE)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (target / f"shard-{number:05d}").rename(target / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    (target / INDEX).write_text(json.dumps(index, indent=2) + "\n")

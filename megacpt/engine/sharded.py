@@ -1,0 +1,174 @@
+"""Training without a pipeline under ZeRO-2 and ZeRO-3: gradients, and then weights, are sharded over the data axis too.
+
+DeepSpeed's pipeline engine refuses these ZeRO stages, so the same stages run here one after the other in an ordinary
+engine. Under ZeRO-3 each stage is sharded as soon as it is built, so that no rank ever holds more than one whole layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from megacpt.data.batch import MicroBatch
+from megacpt.engine.engine import StepResult
+from megacpt.engine.processes import quiet_stdout
+from megacpt.engine.settings import EngineSettings, deepspeed_config
+from megacpt.model.objective import Objective
+from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory
+from megacpt.optim.groups import parameter_groups
+from megacpt.parallel.grid import Grid
+from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
+from megacpt.parallel.slices import Slice
+
+TAG = "engine"
+WEIGHTS_SHARDED = 3
+
+
+class LossStage(nn.Module):
+    """The head's weight and the objective in one module, so that ZeRO-3 gathers the weight where it is used."""
+
+    def __init__(self, weight: nn.Parameter, objective: Objective) -> None:
+        super().__init__()
+        self.weight = weight
+        self.objective = objective
+
+    def forward(self, hidden: torch.Tensor, *targets: torch.Tensor) -> torch.Tensor:
+        labels, weights, domains = targets
+        return self.objective((hidden, self.weight), (labels, weights, domains))
+
+
+class StagesInLine(nn.Module):
+    """All stages of the model, run one after the other: a micro-batch's tensors -> its scaled loss."""
+
+    def __init__(self, factory: StageFactory, objective: Objective, settings: EngineSettings, config: dict) -> None:
+        super().__init__()
+        self.checkpointing = settings.activation_checkpointing
+
+        def shard(stage: Stage) -> Stage:
+            if settings.zero_stage == WEIGHTS_SHARDED:
+                deepspeed.zero.Init(module=stage, config_dict_or_path=config, mpu=None)
+            return stage
+
+        self.embedding = shard(EmbeddingStage(factory))
+        self.decoder = nn.ModuleList(shard(DecoderStage(factory, i)) for i in range(factory.blueprint.num_layers))
+        self.norm = shard(NormStage(factory))
+        if factory.blueprint.tied:
+            weight = self.embedding.embedding.weight
+        else:
+            self.head = shard(HeadStage(factory))
+            weight = self.head.head.weight
+        self.loss = LossStage(weight, objective)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        domains: torch.Tensor,
+    ) -> torch.Tensor:
+        activation = self.embedding((input_ids, positions))
+        for stage in self.decoder:
+            if self.checkpointing and self.training:
+                activation = checkpoint(stage, activation, use_reentrant=False)
+            else:
+                activation = stage(activation)
+        return self.loss(self.norm(activation), labels, weights, domains)
+
+
+class ShardedEngine:
+    """An `Engine` on DeepSpeed's ordinary engine, for a grid without a pipeline axis. Arguments as `PipelinedEngine`."""
+
+    def __init__(self, factory: StageFactory, objective: Objective, grid: Grid, settings: EngineSettings) -> None:
+        self.objective = objective
+        self.grid = grid
+        self.num_losses = settings.num_micro_batches * grid.data
+        config = deepspeed_config(settings, grid.data)
+        with quiet_stdout():
+            self.module = StagesInLine(factory, objective, settings, config)
+            groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
+            topology = PipeModelDataParallelTopology(num_pp=1, num_mp=grid.tensor, num_dp=grid.data)
+            self.mpu = PipelineParallelGrid(topology=topology)
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=self.module,
+                optimizer=torch.optim.AdamW(
+                    groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
+                ),
+                model_parameters=groups,
+                config=config,
+                mpu=self.mpu,
+            )
+        self.weights_are_sharded = settings.zero_stage == WEIGHTS_SHARDED
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.train()
+        self.objective.scale = float(self.num_losses)
+        skipped_before = self.engine.skipped_steps
+        losses, domain_sums = [], []
+        for batch in micro_batches:
+            loss = self.engine(*self._on_device(batch))
+            self.engine.backward(loss)
+            self.engine.step()
+            losses.append(loss.detach())
+            domain_sums.append(self.objective.domain_sums)
+        totals = torch.cat([torch.stack(losses).sum()[None] / self.num_losses, torch.stack(domain_sums).sum(0).flatten()])
+        dist.all_reduce(totals, group=self.mpu.get_data_parallel_group())
+        loss_value, *sums = totals.double().tolist()
+        by_domain = zip(*[iter(sums)] * 3, strict=True)
+        return StepResult(
+            loss=loss_value,
+            grad_norm=float(self.engine.get_global_grad_norm()),
+            skipped=self.engine.skipped_steps > skipped_before,
+            domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in by_domain],
+        )
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
+        self.engine.eval()
+        with self.objective.evaluation():
+            total = torch.stack([self.engine(*self._on_device(batch)) for batch in micro_batches]).sum()
+        dist.all_reduce(total, group=self.mpu.get_data_parallel_group())
+        return float(total)
+
+    def _on_device(self, batch: MicroBatch) -> tuple[torch.Tensor, ...]:
+        tensors = (batch.input_ids, batch.positions, batch.labels, batch.weights, batch.domains)
+        return tuple(tensor.to(self.engine.device) for tensor in tensors)
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        if self.mpu.get_data_parallel_rank() == 0:
+            write_slices(self._slice_file(folder), self._gathered_parameters())
+        else:  # gathering takes everybody
+            for _ in self._gathered_parameters():
+                pass
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        self.engine.load_checkpoint(str(folder), tag=TAG)
+        if not self.weights_are_sharded:
+            read_slices(self._slice_file(folder), {name: parameter for name, parameter, _ in self.parameters()})
+
+    def _slice_file(self, folder: Path) -> Path:
+        return slice_file(folder / TAG, 0, self.mpu.get_model_parallel_rank())
+
+    def _gathered_parameters(self) -> Iterator[tuple[str, nn.Parameter, Slice | None]]:
+        """`parameters`, each whole over the data axis while it is looked at."""
+        for stage in self._stages():
+            with deepspeed.zero.GatheredParameters(list(stage.parameters()), enabled=self.weights_are_sharded):
+                yield from stage.named_slices()
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter, Slice | None]]:
+        for stage in self._stages():
+            yield from stage.named_slices()
+
+    def _stages(self) -> Iterator[Stage]:
+        return (module for module in self.module.modules() if isinstance(module, Stage))
