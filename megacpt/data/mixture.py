@@ -194,6 +194,11 @@ class Mixture:
         return self._segments[-1].names
 
     @property
+    def block_samples(self) -> int:
+        """Samples of a block under the weights in force: a global batch of a multiple of it has exact shares."""
+        return self._segments[-1].block_samples
+
+    @property
     def history(self) -> tuple[tuple[int, dict[str, float]], ...]:
         """The changes of weights, as they were given: (first sample, domain -> weight), the first at sample 0."""
         return tuple((segment.from_sample, dict(segment.weights)) for segment in self._segments)

@@ -1,0 +1,35 @@
+"""A corpus in memory whose tokens say where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+class MemoryCorpus:
+    """Documents of given lengths; the token at offset i is `first_token + i`, so no two tokens are equal."""
+
+    def __init__(self, lengths: Sequence[int], first_token: int = 0, text_bytes: int | None = None) -> None:
+        self.tokens = first_token + np.arange(sum(lengths))
+        self.starts = np.unique(np.cumsum([0, *lengths])[:-1])
+        self.num_tokens = len(self.tokens)
+        self.num_documents = len(lengths)
+        self.text_bytes = text_bytes
+        self.fingerprint: str | None = None
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        assert start >= 0 and start + count <= self.num_tokens
+        return self.tokens[start : start + count].copy()
+
+    def document_starts(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        assert 0 <= start <= stop <= self.num_tokens
+        return self.starts[(self.starts >= start) & (self.starts < stop)]
+
+
+class UnreadableCorpus(MemoryCorpus):
+    """One that knows its boundaries but cannot give a token."""
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        raise OSError("the disk is gone")
