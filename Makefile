@@ -4,6 +4,7 @@
 #   make test                        all tests; TESTS="tests/data -k order" for some
 #   make check                       linters, types, import floors
 #   make bench                       benchmarks
+#   make debug                       train a tiny random model on two CPU processes, in seconds
 #
 #   VENV=path                        use this environment instead of .venv
 #   PYTHON=python3.12                the Python to make it with
@@ -24,10 +25,10 @@ CONSTRAINTS := requirements/constraints.txt
 STAMP := $(VENV)/.megacpt-$(shell { echo "$(CURDIR) $(TORCH)"; cat setup.py $(CONSTRAINTS); } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench clean
+.PHONY: help setup quickstart test check bench debug clean
 
 help:
-	@sed -n 's/^#   \?//p' Makefile | head -n 14
+	@sed -n 's/^#   \?//p' Makefile | head -n 15
 
 setup: $(STAMP)
 
@@ -45,6 +46,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@set -e; for benchmark in kernels/benchmarks/*.py; do echo "== $$benchmark"; python $$benchmark; done
+
+debug: $(STAMP)
+	@megacpt debug-data
+	@DS_ACCELERATOR=cpu deepspeed --num_gpus 2 megacpt/train.py --recipe debug-tiny
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

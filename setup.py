@@ -64,7 +64,6 @@ setup(
     package_dir={"megacpt_kernels": "kernels/megacpt_kernels", "megacpt_tools": "tools/megacpt_tools"},
     data_files=recipe_files(),
     install_requires=[
-        "datasets>=4",
         "deepspeed>=0.19.8,<0.20",
         "ninja",
         "numpy>=2",
