@@ -206,6 +206,15 @@ def test_finished_shards_are_replaced_only_when_told_to(tmp_path: Path, jsonl: P
     assert verify(tmp_path / "out").documents == 1
 
 
+def test_shards_of_someone_else_are_left_alone(tmp_path: Path, jsonl: Path, bpe_folder: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/shard_00000.bin").write_bytes(b"precious")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="shards that no build of ours left"):
+            build_shards([jsonl], bpe_folder, tmp_path / "out", overwrite=overwrite)
+    assert contents(tmp_path / "out") == {"shard_00000.bin": b"precious"}
+
+
 def test_progress_reaches_the_totals(
     tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

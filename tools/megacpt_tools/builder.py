@@ -2,12 +2,12 @@
 
     files -> blocks of a MiB (parent) -> ids (workers, one block each) -> shards (parent, in the order of the input)
 
-The parent only cuts files and writes shards; parsing, tokenizing and hashing are the workers'. A few blocks per worker
-are in flight, so memory grows with neither the input nor the output. Nothing a worker does depends on its number, and
-blocks are committed in order.
+The parent only cuts files and writes shards; parsing and tokenizing are the workers'. A few blocks per worker are in
+flight, so memory grows with neither the input nor the output. Nothing a worker does depends on its number, and blocks
+are committed in order.
 
-The manifest is written last and shards have temporary names until they are whole, so a build that is killed leaves a
-folder that does not verify; the next build into it sweeps the leftovers away.
+The manifest is written last, so a build that is killed leaves a folder that does not verify. A file `.unfinished` marks
+the folder as ours from the first byte to the manifest: the next build sweeps such leftovers away, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -39,6 +39,8 @@ Part = Literal["train", "held_out"]
 TRAIN: Part = "train"
 HELD_OUT: Part = "held_out"
 _SHARD_NAME = "shard_{:05}"
+_SHARD_FILES = ("shard_*.bin", "shard_*.idx", ".shard_*.partial")
+_UNFINISHED = ".unfinished"
 _BLOCKS_PER_WORKER = 3
 
 _tokenize: BlockTokenizer
@@ -188,7 +190,8 @@ def build_shards(
                 output / part if held_out_fraction else output, opened.vocab_size, max_tokens_per_shard
             )
             parts[part] = stack.enter_context(writer)
-        for source, position_bytes, block in _in_order(tokenize, tokenizer, blocks, num_workers):
+        in_order = stack.enter_context(closing(_in_order(tokenize, tokenizer, blocks, num_workers)))
+        for source, position_bytes, block in in_order:
             is_held_out = block.is_held_out
             if held_out_fraction and held_out_max_documents is not None:
                 already = parts[HELD_OUT].num_documents
@@ -221,6 +224,7 @@ def build_shards(
             else None,
         )
         manifests[part].write(parts[part].folder)
+        (parts[part].folder / _UNFINISHED).unlink()
     return manifests
 
 
@@ -261,6 +265,7 @@ class _PartWriter:
 
     def __init__(self, folder: Path, vocab_size: int, max_tokens_per_shard: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / _UNFINISHED).touch()
         self.folder = folder
         self._dtype = dtype_for(vocab_size)
         self._max_tokens = max_tokens_per_shard
@@ -323,7 +328,7 @@ def _in_order(
     tokenizer: str | os.PathLike[str],
     blocks: Iterable[tuple[int, Block]],
     num_workers: int,
-) -> Iterator[tuple[int, int, TokenizedBlock]]:
+) -> Generator[tuple[int, int, TokenizedBlock]]:
     """(source, position in it, ids) of every block in the order given, a few blocks per worker at a time."""
     if num_workers == 1:
         for source, block in blocks:
@@ -442,22 +447,29 @@ def _clear(output: Path, overwrite: bool) -> None:
     """Make room for a build: sweep away what a killed one left, and a finished one only when told to.
 
     Raises:
-        DataError: there is a finished build.
+        DataError: there are shards of a finished build, or of someone else.
     """
     folders = [folder for folder in (output, output / TRAIN, output / HELD_OUT) if folder.is_dir()]
     for folder in folders:
-        if (folder / FILE_NAME).exists() and not overwrite:
+        is_finished, is_ours = (folder / FILE_NAME).exists(), (folder / _UNFINISHED).exists()
+        if is_finished and not overwrite:
             hint = "Choose another folder, or replace it with --overwrite."
             raise DataError("the output folder holds finished shards", where=str(folder), hint=hint)
+        if not is_finished and not is_ours and any(_shard_files(folder)):
+            hint = "Choose another folder, or remove them."
+            raise DataError("the output folder holds shards that no build of ours left", where=str(folder), hint=hint)
     for folder in folders:
-        (folder / FILE_NAME).unlink(missing_ok=True)
-        _sweep(folder)
+        if (folder / FILE_NAME).exists() or (folder / _UNFINISHED).exists():
+            _sweep(folder)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the shards of an unfinished build, by the names that a build gives, and a folder that is then empty."""
-    for pattern in ("shard_*.bin", "shard_*.idx", ".shard_*.partial"):
-        for file in folder.glob(pattern):
-            file.unlink()
+    """Remove a build from its folder, the manifest first, and the folder if nothing else is in it."""
+    for file in (folder / FILE_NAME, *_shard_files(folder), folder / _UNFINISHED):
+        file.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    return [file for pattern in _SHARD_FILES for file in folder.glob(pattern)]
