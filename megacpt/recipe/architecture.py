@@ -1,8 +1,8 @@
 """A decoder's shape read from its Hugging Face config, and what follows from it: parameters, FLOPs, bytes.
 
-Only numbers are read; neither transformers nor torch is imported, so a login node can plan a run of a model that it could
-not load. Parameter counts are exact for the architectures in `ARCHITECTURES` (a test compares them with transformers'
-own models); another architecture is counted as a plain gated decoder and says so.
+Only numbers are read; neither transformers nor torch is imported, so a login node can plan a run of a model that it
+could not load. Parameter counts are exact for the architectures in `ARCHITECTURES` (a test compares them with
+transformers' own models); another architecture is counted as a plain gated decoder and says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megacpt.errors import ModelError, RecipeError
 from megacpt.recipe.schema import Recipe
@@ -20,27 +20,36 @@ from megacpt.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Traits:
-    """How an architecture differs from a plain Llama; `config` values override where the config has a key for it."""
+    """What the parameters of an architecture depend on beside its sizes.
 
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
+    Attributes:
+        has_qkv_bias: queries, keys and values always have a bias.
+        reads_attention_bias: the config's attention_bias gives all four attention projections one.
+        reads_mlp_bias: the config's mlp_bias gives all three MLP projections one.
+        norms_per_layer: norms over the hidden size.
+        query_key_norms: None, "head" (one norm of head_dim each for queries and keys), "projection" (over all heads).
+        is_tied: embedding and head are one unless the config says otherwise.
+        head_dim: the default where the config has none; None is hidden_size / num_attention_heads.
+    """
+
+    has_qkv_bias: bool = False
+    reads_attention_bias: bool = True
+    reads_mlp_bias: bool = False
     norms_per_layer: int = 2
-    query_key_norms: str | None = None
-    """None, "head" (one norm of head_dim each for queries and keys) or "projection" (over all heads together)."""
-    tied_by_default: bool = False
-    default_head_dim: int | None = None
+    query_key_norms: Literal["head", "projection"] | None = None
+    is_tied: bool = False
+    head_dim: int | None = None
 
 
 ARCHITECTURES: dict[str, Traits] = {
-    "llama": Traits(),
-    "mistral": Traits(),
-    "phi3": Traits(),
-    "qwen2": Traits(qkv_bias=True),
-    "qwen3": Traits(query_key_norms="head", default_head_dim=128),
+    "llama": Traits(reads_mlp_bias=True),
+    "mistral": Traits(reads_attention_bias=False),
+    "phi3": Traits(reads_attention_bias=False),
+    "qwen2": Traits(has_qkv_bias=True, reads_attention_bias=False),
+    "qwen3": Traits(query_key_norms="head", head_dim=128),
     "olmo2": Traits(query_key_norms="projection"),
-    "gemma2": Traits(norms_per_layer=4, tied_by_default=True, default_head_dim=256),
-    "gemma3_text": Traits(norms_per_layer=4, query_key_norms="head", tied_by_default=True, default_head_dim=256),
+    "gemma2": Traits(norms_per_layer=4, is_tied=True, head_dim=256),
+    "gemma3_text": Traits(norms_per_layer=4, query_key_norms="head", is_tied=True, head_dim=256),
 }
 
 
@@ -84,23 +93,29 @@ class Architecture:
             if value is None:
                 value = default
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ModelError("the config lacks a size", where=f"{where}: {key}", found=value, expected="a positive integer")
+                raise ModelError(
+                    "the config lacks a size", where=f"{where}: {key}", found=value, expected="a positive integer"
+                )
             return value
 
         model_type = str(config.get("model_type"))
         traits = ARCHITECTURES.get(model_type, Traits())
         hidden, heads = number("hidden_size"), number("num_attention_heads")
         kv_heads = number("num_key_value_heads", heads)
-        head_dim = number("head_dim", traits.default_head_dim or max(hidden // heads, 1))
+        head_dim = number("head_dim", traits.head_dim or max(hidden // heads, 1))
         intermediate, layers = number("intermediate_size"), number("num_hidden_layers")
-        all_bias = bool(config.get("attention_bias"))
         query, key_value = heads * head_dim, kv_heads * head_dim
         attention = hidden * (2 * query + 2 * key_value)
-        attention += (query + 2 * key_value) * (traits.qkv_bias or all_bias) + hidden * (traits.output_bias or all_bias)
         mlp = 3 * hidden * intermediate
-        mlp += (2 * intermediate + hidden) * (traits.mlp_bias or bool(config.get("mlp_bias")))
+        if traits.reads_attention_bias and config.get("attention_bias"):
+            attention += query + 2 * key_value + hidden
+        elif traits.has_qkv_bias:
+            attention += query + 2 * key_value
+        if traits.reads_mlp_bias and config.get("mlp_bias"):
+            mlp += 2 * intermediate + hidden
         norms = traits.norms_per_layer * hidden
-        norms += {None: 0, "head": 2 * head_dim, "projection": query + key_value}[traits.query_key_norms]
+        if traits.query_key_norms is not None:
+            norms += 2 * head_dim if traits.query_key_norms == "head" else query + key_value
         return cls(
             model_type=model_type,
             hidden_size=hidden,
@@ -110,7 +125,7 @@ class Architecture:
             head_dim=head_dim,
             intermediate_size=intermediate,
             vocab_size=number("vocab_size"),
-            has_tied_embeddings=bool(config.get("tie_word_embeddings", traits.tied_by_default)),
+            has_tied_embeddings=bool(config.get("tie_word_embeddings", traits.is_tied)),
             max_positions=config.get("max_position_embeddings"),
             attention_windows=_attention_windows(config, model_type, layers),
             parameters_per_layer=attention + mlp + norms,
@@ -152,13 +167,17 @@ class Architecture:
         """Training FLOPs per token of the head's product; an embedding only looks up."""
         return 6.0 * self.embedding_parameters
 
+    def head_in_layers(self, sequence_length: int) -> float:
+        """The head's time as a number of layers: 2.1 for Llama-3-8B at 8192."""
+        return self.head_flops_per_token() * self.num_layers / sum(self.layer_flops_per_token(sequence_length))
+
     def flops_per_token(self, sequence_length: int) -> float:
         """Training FLOPs per token of the whole model: 51.5e9 for Llama-3-8B at 8192."""
         return sum(self.layer_flops_per_token(sequence_length)) + self.head_flops_per_token()
 
 
 def find_architecture(recipe: Recipe) -> Architecture | None:
-    """The recipe's architecture as far as it is at hand: the model folder's config.json, else `model.config`, else None.
+    """The recipe's architecture if it is at hand: from the model folder's config.json, or from `model.config`.
 
     Raises:
         RecipeError: config.json contradicts a value of `model.config`.

@@ -1,14 +1,273 @@
-"""The whole plan of a run."""
+"""The whole plan of a run as a person wants to see it before it starts.
+
+`explain` is plain text for logs and the run folder, `show` the same for a terminal. Milestones are restated from the
+recipe's numbers; the schedule itself is `megacpt.optim`'s.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from megacpt.recipe.memory import checkpoint_bytes, equal_time_layers, estimate_memory
 from megacpt.recipe.resolve import Resolved
+from megacpt.units import format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ASSUMED_FLOPS = 400e12
+"""What one H100 sustains in a well-laid-out bf16 run, for turning FLOPs into hours: 40 % of its peak."""
+
+Row = tuple[str, ...]
 
 
-def explain(resolved: Resolved) -> str:
-    """The plan as text."""
-    return f"{resolved.recipe.name}: {resolved.num_steps} steps"
+@dataclass(frozen=True)
+class Topic:
+    """A titled table; the first column names what the others say."""
+
+    title: str
+    rows: tuple[Row, ...]
 
 
-def show(resolved: Resolved, console: object) -> None:
-    """The plan on a console."""
+def explain(resolved: Resolved, layers_per_stage: Sequence[int] | None = None) -> str:
+    """The plan as plain text.
+
+    Args:
+        resolved: the recipe on a number of processes.
+        layers_per_stage: decoder layers of each pipeline stage; None cuts by time as if layers were divisible, unless
+            the recipe states them.
+    """
+    lines = []
+    for topic in _topics(resolved, layers_per_stage):
+        num_columns = max(map(len, topic.rows))
+        full = [row for row in topic.rows if len(row) == num_columns]
+        widths = [
+            max(len(row[0]) for row in topic.rows),
+            *(max(map(len, column)) for column in list(zip(*full, strict=True))[1:]),
+        ]
+        lines.append(topic.title)
+        for row in topic.rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            lines.append(f"  {'  '.join(cells)}".rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def show(resolved: Resolved, console: Console, layers_per_stage: Sequence[int] | None = None) -> None:
+    """The plan on a rich console; arguments as for `explain`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for topic in _topics(resolved, layers_per_stage):
+        table = Table(title=topic.title, title_justify="left", title_style="bold", box=None, show_header=False)
+        for row in topic.rows:
+            table.add_row(Text(row[0], style="cyan"), *map(Text, row[1:]))
+        console.print(table)
+
+
+def _topics(resolved: Resolved, layers_per_stage: Sequence[int] | None) -> Iterator[Topic]:
+    recipe = resolved.recipe
+    yield Topic(f"{recipe.name}, on {resolved.world_size} processes", tuple(_model(resolved)))
+    layers = _layers(resolved, layers_per_stage)
+    yield Topic("Layout", tuple(_layout(resolved, layers)))
+    yield Topic("Data", tuple(_domains(resolved)))
+    yield Topic("Steps", tuple(_steps(resolved)))
+    yield Topic("Learning rate", tuple(_milestones(resolved)))
+    if layers is not None:
+        yield Topic("Memory per rank, estimated (add about 2 GiB for CUDA and NCCL)", tuple(_memory(resolved, layers)))
+    yield Topic("Compute and disk", tuple(_costs(resolved)))
+
+
+def _model(resolved: Resolved) -> Iterator[Row]:
+    model, shape = resolved.recipe.model, resolved.architecture
+    revision = f" at {model.revision}" if model.revision else ""
+    yield "model", "random weights" if model.path is None else f"{model.path}{revision}"
+    if shape is None:
+        yield "architecture", "unknown until the model is at hand: put sizes in model.config to plan without it"
+    else:
+        yield (
+            "architecture",
+            (
+                f"{shape.model_type}: {shape.num_layers} layers of width {shape.hidden_size}, {shape.num_heads} heads"
+                f" ({shape.num_kv_heads} key-value) of {shape.head_dim}, MLP {shape.intermediate_size}"
+            ),
+        )
+        padded = shape.padded_vocab_size(model.vocab_multiple, resolved.tensor)
+        padding = "" if padded == shape.vocab_size else f", padded to {padded:,}"
+        tied = "tied" if shape.has_tied_embeddings else "untied"
+        yield "vocabulary", f"{shape.vocab_size:,}{padding}, embedding and head {tied}"
+        exactness = "" if shape.is_known else " (counted as a plain gated decoder)"
+        yield "parameters", f"{shape.num_parameters:,}{exactness}"
+    yield "numbers", f"{model.dtype} weights and activations, fp32 gradients and AdamW state"
+
+
+def _layers(resolved: Resolved, given: Sequence[int] | None) -> Sequence[float] | None:
+    """Decoder layers of each stage, fractional where the cut is not known; None without the model's shape."""
+    if given is not None:
+        return given
+    partition, shape = resolved.recipe.parallel.partition, resolved.architecture
+    if isinstance(partition, tuple):
+        return partition
+    if shape is None:
+        return None
+    if partition == "uniform":
+        return [shape.num_layers / resolved.pipeline] * resolved.pipeline
+    return equal_time_layers(shape, resolved.pipeline, resolved.sequence_length)
+
+
+def _layout(resolved: Resolved, layers: Sequence[float] | None) -> Iterator[Row]:
+    parallel = resolved.recipe.parallel
+    yield "grid", f"pipeline {resolved.pipeline} x data {resolved.data} x tensor {resolved.tensor}, tensor innermost"
+    if resolved.tensor > 1:
+        split = "split along the sequence" if parallel.sequence_parallel else "whole on each"
+        yield "tensor", f"{_ranks(0, resolved.tensor)} (and so on) share every matrix; activations between are {split}"
+    if resolved.data > 1:
+        shared = ["the optimizer state", "the gradients", "the weights"][: parallel.zero_stage]
+        split = ", ".join(shared) or "nothing but the batch"
+        yield "data", f"ZeRO-{parallel.zero_stage}: {resolved.data} replicas split {split}"
+    if parallel.activation_checkpointing == "full":
+        yield "recompute", "layers keep their inputs only and run twice"
+    ranks = resolved.data * resolved.tensor
+    for stage in range(resolved.pipeline if resolved.pipeline > 1 else 0):
+        holds = [_count(layers[stage], "layer")] if layers is not None else ["layers"]
+        if stage == 0:
+            holds.insert(0, "embedding")
+        if stage == resolved.pipeline - 1:
+            holds.append("norm, head and loss")
+        yield f"stage {stage}", f"{_ranks(stage * ranks, ranks)}: {', '.join(holds)}"
+    if resolved.pipeline > 1:
+        idle = (resolved.pipeline - 1) / (resolved.num_micro_batches + resolved.pipeline - 1)
+        yield "idle", f"{idle:.1%} of each step fills and drains the pipeline"
+
+
+def _domains(resolved: Resolved) -> Iterator[Row]:
+    domains = resolved.recipe.data.domains
+    total_weight = sum(domain.weight or 0 for domain in domains.values())
+    total_mass = sum((domain.weight or 0) * domain.loss_weight for domain in domains.values())
+    yield "domain", "role", "of tokens", "of loss", "tokens", "at most", "evaluated"
+    for name, domain in domains.items():
+        held_out = "yes" if domain.held_out else "no"
+        if domain.weight is None:
+            yield name, domain.role, "-", "-", "-", "-", held_out
+            continue
+        share = domain.weight / total_weight
+        mass = domain.weight * domain.loss_weight / total_mass
+        tokens = _rounded(share * resolved.total_tokens)
+        yield name, domain.role, f"{share:.1%}", f"{mass:.1%}", tokens, f"{domain.max_epochs:g} epochs", held_out
+
+
+def _steps(resolved: Resolved) -> Iterator[Row]:
+    recipe = resolved.recipe
+    yield (
+        "batch",
+        (
+            f"{resolved.global_rows} rows x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens:"
+            f" {_count(resolved.data, 'replica')} x {_count(resolved.num_micro_batches, 'micro-batch')}"
+            f" x {_count(resolved.micro_rows, 'row')}"
+        ),
+    )
+    if recipe.batch.global_tokens not in (None, resolved.tokens_per_step):
+        yield "", f"asked for {recipe.batch.global_tokens:,} tokens; this is the nearest that the replicas can split"
+    yield "run", f"{resolved.num_steps:,} steps, {resolved.total_tokens:,} tokens"
+    if resolved.last_step < resolved.num_steps:
+        yield "", f"stops after step {resolved.last_step:,}; schedules go on as if it did not"
+    evaluation, checkpoint = recipe.evaluation, recipe.checkpoint
+    yield "evaluation", _occasions(evaluation.at_start, resolved.evaluation_every_steps, evaluation.at_end)
+    occasions = _occasions(False, resolved.checkpoint_every_steps, checkpoint.at_end)
+    yield "checkpoint", f"{occasions}; kept: the last {checkpoint.keep_last}"
+
+
+def _occasions(at_start: bool, every_steps: int | None, at_end: bool) -> str:
+    occasions = ["at the start"] * at_start
+    if every_steps is not None:
+        occasions.append("every step" if every_steps == 1 else f"every {every_steps:,} steps")
+    occasions += ["at the end"] * at_end
+    return ", ".join(occasions) or "never"
+
+
+def _milestones(resolved: Resolved) -> Iterator[Row]:
+    """Where the schedule bends, and at which rate."""
+    rate = resolved.lr
+    end = rate.total_tokens
+    bends: list[tuple[str, int, float]] = [("warm-up from", 0, 0.0)] if rate.warmup_tokens else []
+    bends.append(("peak", rate.warmup_tokens, rate.peak))
+    final = rate.peak
+    if rate.schedule == "cosine":
+        final = rate.min
+    elif rate.schedule == "wsd":
+        bends.append(("decay from", end - rate.decay_tokens, rate.peak))
+        final = rate.min
+    elif rate.constant is not None:
+        bends.append(("constant", rate.warmup_tokens + rate.cooldown_tokens, rate.constant))
+        final = rate.constant
+        if rate.anneal_tokens:
+            bends.append(("anneal from", end - rate.anneal_tokens, rate.constant))
+            final = rate.min
+    bends.append(("end", end, final))
+    yield "schedule", rate.schedule + (f", {rate.decay_shape} decay" if rate.schedule == "wsd" else "")
+    for what, tokens, value in bends:
+        step = math.ceil(tokens / resolved.tokens_per_step)
+        yield what, f"{value:.2e}", f"step {step:,}", f"{_rounded(tokens)} tokens"
+
+
+def _memory(resolved: Resolved, layers: Sequence[float]) -> Iterator[Row]:
+    assert resolved.architecture is not None
+    yield "", "weights", "gradients", "optimizer", "activations", "head", "total"
+    for stage, rank in enumerate(estimate_memory(resolved, resolved.architecture, layers)):
+        parts = (
+            rank.weights_bytes,
+            rank.gradients_bytes,
+            rank.optimizer_bytes,
+            rank.activations_bytes,
+            rank.head_bytes,
+        )
+        yield f"stage {stage}", *map(_size, (*parts, rank.total_bytes))
+
+
+def _costs(resolved: Resolved) -> Iterator[Row]:
+    shape = resolved.architecture
+    if shape is None:
+        yield "compute", "unknown until the model is at hand"
+        return
+    per_token = shape.flops_per_token(resolved.sequence_length)
+    total = per_token * resolved.last_step * resolved.tokens_per_step
+    yield (
+        "compute",
+        f"{per_token:.3e} FLOP per token (causal attention counted once, recomputation not), {total:.2e} in all",
+    )
+    if (seconds := total / ASSUMED_FLOPS) >= 60:
+        alone, together = format_seconds(seconds), format_seconds(seconds / resolved.world_size)
+        yield "time", f"{alone} of an H100 at 400 TFLOP/s in bf16; {together} on {resolved.world_size} of them"
+    size, kept = checkpoint_bytes(resolved, shape), resolved.recipe.checkpoint.keep_last
+    yield "checkpoint", f"{_size(size)} each; {_size((kept + 1) * size)} while the next is written"
+
+
+def _count(number: float, what: str) -> str:
+    """A number of things: 1 row, 17 layers, 2 micro-batches, about 16.9 layers."""
+    if number == 1:
+        return f"1 {what}"
+    plural = f"{what}es" if what.endswith("ch") else f"{what}s"
+    return f"{number:.0f} {plural}" if number == int(number) else f"about {number:.1f} {plural}"
+
+
+def _ranks(first: int, count: int) -> str:
+    return f"rank {first}" if count == 1 else f"ranks {first}-{first + count - 1}"
+
+
+def _size(num_bytes: float) -> str:
+    """Bytes to three digits: 64.2 GiB."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if (number := num_bytes / size) >= 1:
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def _rounded(tokens: float) -> str:
+    """Tokens to three digits: 19.1B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{unit}"
+    return f"{tokens:.0f}"

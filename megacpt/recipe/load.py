@@ -1,8 +1,8 @@
 """YAML files to a Recipe, keeping for every key where it was written.
 
-A file may extend others (`extends: base/llama3-8b`, or a list: later ones win, the file itself wins over all); mappings are
-merged, everything else is replaced, and null drops an inherited mapping (`general: null` removes a domain). `--set a.b=c`
-wins over files. Every mistake found is reported, one line each, as `file:line: key: ...`.
+A file may extend others (`extends: base/llama3-8b`, or a list: later ones win, the file itself wins over all); mappings
+are merged, everything else is replaced, and null drops an inherited mapping (`general: null` removes a domain).
+`--set a.b=c` wins over files. Every mistake found is reported, one line each, as `file:line: key: ...`.
 
 YAML is read as version 1.2's core schema: `no` and `on` are text, 1e-5 is a number. Anchors, aliases and merge keys are
 refused: `extends` does their work, and a file cannot blow up while it is read.
@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -40,19 +40,26 @@ class Entry:
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the scalars of version 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        """1_000 as 1000, and 010 as ten."""
+        return int(self.construct_scalar(node))
 
 
-for _tag, _pattern, _first in (
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read as something else."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9][0-9_]*", list("-+0123456789")),
-    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def load_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -82,11 +89,12 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] =
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included: `load_recipe` reads it back equal."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    values = recipe.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def recipes_folder() -> Path:
-    """The folder of the shipped recipes: $MEGACPT_RECIPES, else beside the package (a checkout), else the installation's."""
+    """The shipped recipes: in $MEGACPT_RECIPES, else beside the package (a checkout), else in the installation."""
     if folder := os.environ.get(RECIPES_VARIABLE):
         return Path(folder)
     checkout = Path(__file__).resolve().parents[2] / "recipes"
@@ -153,11 +161,15 @@ def _read(path: Path, above: tuple[Path, ...]) -> Entry:
 
 
 def _parents(extends: Entry) -> list[Entry]:
+    """What an `extends:` names, one or several."""
     parents = extends.value if isinstance(extends.value, list) else [extends]
     for parent in parents:
         if not isinstance(parent.value, str):
             raise RecipeError(
-                "cannot extend this", where=f"{parent.where}: extends", found=_plain(parent), expected="a name, a path or a list of them"
+                "cannot extend this",
+                where=f"{parent.where}: extends",
+                found=_plain(parent),
+                expected="a name, a path or a list of them",
             )
     return parents
 
@@ -191,48 +203,52 @@ def _merge(base: Entry, over: Entry) -> Entry:
 def _parse(text: str, source: str, *, is_file: bool = True) -> Entry:
     """YAML text to entries; a duplicate key, an alias or a tag of some other program is an error."""
 
-    def where(mark: yaml.Mark | None) -> str:
+    def where(mark: Any) -> str:
         return f"{source}:{mark.line + 1}" if is_file and mark is not None else source
 
-    loader = _Loader(text)
+    try:
+        aliases = (event for event in yaml.parse(text, Loader=_Loader) if isinstance(event, yaml.AliasEvent))
+        if (alias := next(aliases, None)) is not None:
+            raise RecipeError(
+                "aliases are not read",
+                where=where(alias.start_mark),
+                found=f"*{alias.anchor}",
+                hint="Write the value again, or use `extends`.",
+            )
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"this is not YAML: {problem}", where=where(getattr(error, "problem_mark", None))) from error
+    return Entry(None, where(None)) if node is None else _entry(loader, node, "", where)
 
-    def build(node: yaml.Node, key_path: str) -> Entry:
-        place = where(node.start_mark)
-        at = f"{place}: {key_path}" if key_path else place
-        if isinstance(node, yaml.MappingNode):
-            mapping: dict[str, Entry] = {}
-            for key_node, value_node in node.value:
-                key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-                key_place = where(key_node.start_mark)
-                if not isinstance(key, str):
-                    raise RecipeError("a key must be text", where=key_place, found=key_node.value)
-                inner = f"{key_path}.{key}" if key_path else key
-                if key in mapping:
-                    raise RecipeError(
-                        "the key appears twice",
-                        where=f"{key_place}: {inner}",
-                        found=f"another one at {mapping[key].where}",
-                        hint="Remove one of the two.",
-                    )
-                mapping[key] = Entry(build(value_node, inner).value, key_place)
-            return Entry(mapping, place)
-        if isinstance(node, yaml.SequenceNode):
-            return Entry([build(item, f"{key_path}.{i}") for i, item in enumerate(node.value)], place)
+
+def _entry(loader: _Loader, node: yaml.Node, key_path: str, where: Callable[[Any], str]) -> Entry:
+    """A node of YAML's tree as an entry; `key_path` leads to it, `where` turns a mark into a place."""
+    place = where(node.start_mark)
+    if isinstance(node, yaml.SequenceNode):
+        return Entry([_entry(loader, item, f"{key_path}.{i}", where) for i, item in enumerate(node.value)], place)
+    if not isinstance(node, yaml.MappingNode):
         try:
             return Entry(loader.construct_object(node), place)
         except (yaml.YAMLError, ValueError) as error:
-            raise RecipeError("cannot read the value", where=at, found=f"{node.tag} {node.value}", hint="Use plain YAML.") from error
-
-    try:
-        alias = next((event for event in yaml.parse(text, Loader=_Loader) if isinstance(event, yaml.AliasEvent)), None)
-        if alias is not None:
-            raise RecipeError("aliases are not read", where=where(alias.start_mark), found=f"*{alias.anchor}", hint="Use `extends`.")
-        node = loader.get_single_node()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"this is not YAML: {problem}", where=where(mark)) from error
-    return Entry(None, where(None)) if node is None else build(node, "")
+            raise RecipeError("cannot read the value", where=f"{place}: {key_path}", found=node.tag) from error
+    mapping: dict[str, Entry] = {}
+    for key_node, value_node in node.value:
+        key_place = where(key_node.start_mark)
+        if key_node.tag != "tag:yaml.org,2002:str":
+            raise RecipeError("a key must be text", where=key_place, found=key_node.value)
+        key = key_node.value
+        inner = f"{key_path}.{key}" if key_path else key
+        if key in mapping:
+            raise RecipeError(
+                "the key appears twice",
+                where=f"{key_place}: {inner}",
+                found=f"another one at {mapping[key].where}",
+                hint="Remove one of the two.",
+            )
+        mapping[key] = replace(_entry(loader, value_node, inner, where), where=key_place)
+    return Entry(mapping, place)
 
 
 def _plain(entry: Entry) -> Any:
@@ -252,51 +268,40 @@ def _lines(entry: Entry, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _lines(value, f"{key}.{name}" if key else name)
 
 
-def _explained(error: ValidationError, entry: Entry) -> Iterator[RecipeError]:
+def _explained(error: ValidationError, root: Entry) -> Iterator[RecipeError]:
     """One error for each key that pydantic complains about; the branches of a union are joined."""
     problems: dict[tuple[str, ...], list[Any]] = {}
+    places: dict[tuple[str, ...], str] = {}
     for problem in error.errors(include_url=False):
-        problems.setdefault(_written_part(problem, entry), []).append(problem)
+        path, place = _locate(problem, root)
+        problems.setdefault(path, []).append(problem)
+        places[path] = place
     for path, found in problems.items():
-        first = found[0]
-        key = ".".join(path)
-        where = f"{_place(entry, path)}: {key}"
-        if first["type"] == "extra_forbidden":
+        kind, where = found[0]["type"], f"{places[path]}: {'.'.join(path)}"
+        if kind == "extra_forbidden":
             yield RecipeError("unknown key", where=where, hint=_suggestion(path))
-        elif first["type"] == "missing":
-            yield RecipeError("this key is required", where=where, hint=_describe(path))
-        elif first["type"] == "value_error":
-            yield RecipeError(_expectation(first), where=where)
+        elif kind == "missing":
+            yield RecipeError("this key is required", where=where, hint=_description(path))
+        elif kind == "value_error":
+            yield RecipeError(_expectation(found[0]), where=where)
         else:
-            expected = " or ".join(dict.fromkeys(_expectation(problem) for problem in found))
-            yield RecipeError("cannot use this value", where=where, found=repr(first["input"]), expected=expected)
+            expected = " or ".join(dict.fromkeys(map(_expectation, found)))
+            yield RecipeError("cannot use this value", where=where, found=repr(found[0]["input"]), expected=expected)
 
 
-def _written_part(problem: Any, entry: Entry) -> tuple[str, ...]:
-    """The error's location without what pydantic adds for unions and dictionary keys."""
+def _locate(problem: Any, entry: Entry) -> tuple[tuple[str, ...], str]:
+    """The key path of a problem, without what pydantic adds for unions and dictionary keys, and its place."""
     path: list[str] = []
     for part in problem["loc"]:
         inside = entry.value
-        if isinstance(inside, dict) and part in inside:
-            entry = inside[part]
-        elif isinstance(inside, list) and isinstance(part, int) and part < len(inside):
-            entry = inside[part]
-        elif not (problem["type"] == "missing" and part == problem["loc"][-1]):
+        is_item = isinstance(inside, list) and isinstance(part, int) and part < len(inside)
+        if not is_item and not (isinstance(inside, dict) and part in inside):
             break
+        entry = inside[part]
         path.append(str(part))
-    return tuple(path)
-
-
-def _place(entry: Entry, path: tuple[str, ...]) -> str:
-    """Where the deepest part of `path` that exists was written."""
-    for part in path:
-        if isinstance(entry.value, dict) and part in entry.value:
-            entry = entry.value[part]
-        elif isinstance(entry.value, list) and part.isdigit():
-            entry = entry.value[int(part)]
-        else:
-            break
-    return entry.where
+    if problem["type"] == "missing":
+        path.append(str(problem["loc"][-1]))
+    return tuple(path), entry.where
 
 
 def _expectation(problem: Any) -> str:
@@ -342,7 +347,7 @@ def _suggestion(path: tuple[str, ...]) -> str:
     return f"Known here: {', '.join(beside)}."
 
 
-def _describe(path: tuple[str, ...]) -> str:
-    """The first sentence of the schema's description of a key."""
+def _description(path: tuple[str, ...]) -> str:
+    """The schema's description of a key, on one line."""
     description = dict(_schema_keys()).get(_schema_path(path), "")
     return " ".join(description.split())

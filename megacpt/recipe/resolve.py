@@ -135,11 +135,12 @@ def _data_degree(recipe: Recipe, world_size: int) -> int:
     model_ranks = parallel.pipeline * parallel.tensor
     layout = f"pipeline {parallel.pipeline} x tensor {parallel.tensor}"
     if parallel.data != "auto" and model_ranks * parallel.data != world_size:
+        wanted = model_ranks * parallel.data
         raise LaunchError(
             "the layout does not fill the world",
             where=recipe.where("parallel.data"),
-            found=f"{layout} x data {parallel.data} = {model_ranks * parallel.data} for {world_size} processes",
-            hint=f"Start {model_ranks * parallel.data} processes, or use data: auto{_other_layouts(recipe, world_size)}.",
+            found=f"{layout} x data {parallel.data} = {wanted} for {world_size} processes",
+            hint=f"Start {wanted} processes{_other_layouts(recipe, world_size)}.",
         )
     if world_size % model_ranks:
         below = world_size - world_size % model_ranks

@@ -87,7 +87,9 @@ def trained_domains_have_shards_and_weight(recipe: Recipe) -> Violations:
             )
         if domain.weight is None:
             yield RecipeError(
-                "a domain that is trained on needs a weight", where=recipe.where(key), hint=f"Set {key}.weight, its share of the tokens."
+                "a domain that is trained on needs a weight",
+                where=recipe.where(key),
+                hint=f"Set {key}.weight, its share of the tokens.",
             )
 
 
@@ -114,7 +116,9 @@ def some_domain_counts(recipe: Recipe) -> Violations:
     domains = recipe.data.domains.values()
     if not any((domain.weight or 0) * domain.loss_weight > 0 for domain in domains):
         yield RecipeError(
-            "no domain has a weight and a loss_weight above 0, so nothing would be learnt", where=recipe.where("data.domains")
+            "nothing would be learnt",
+            where=recipe.where("data.domains"),
+            expected="a domain with a weight and a loss_weight above 0",
         )
 
 
@@ -187,7 +191,12 @@ def rates_are_ordered(recipe: Recipe) -> Violations:
     """min <= constant <= peak."""
     rate = recipe.lr
     if rate.min is not None and rate.min > rate.peak:
-        yield RecipeError("the least learning rate is above the peak", where=recipe.where("lr.min"), found=rate.min, expected=f"at most {rate.peak}")
+        yield RecipeError(
+            "the lowest learning rate is above the peak",
+            where=recipe.where("lr.min"),
+            found=rate.min,
+            expected=f"at most {rate.peak}",
+        )
     if rate.constant is not None and not rate.lowest <= rate.constant <= rate.peak:
         yield RecipeError(
             "the constant learning rate lies outside the schedule",

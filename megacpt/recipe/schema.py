@@ -33,6 +33,7 @@ SequenceLength = Annotated[int, BeforeValidator(parse_sequence_length), Field(ge
 Stretch = Annotated[InstanceOf[Duration], BeforeValidator(Duration.parse), PlainSerializer(str, when_used="json")]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(strict=False)]
 Rate = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -41,7 +42,12 @@ class Section(BaseModel):
     """What all sections share."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
+        use_attribute_docstrings=True,
     )
 
 
@@ -66,7 +72,7 @@ class ModelSection(Section):
     model), and they let `--dry-run` plan before the model is downloaded."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """The dtype of weights and activations. With bfloat16, master weights, gradients and optimizer state stay in fp32."""
+    """The dtype of weights and activations. Master weights, gradients and optimizer state are in fp32 either way."""
 
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
     """The attention implementation; auto takes the fastest installed one that keeps documents apart."""
@@ -97,12 +103,13 @@ class DomainSection(Section):
     """The domain's share of the training tokens, relative to the other domains' weights. None for an anchor."""
 
     loss_weight: Annotated[float, Field(ge=0)] = 1.0
-    """A factor on the loss of the domain's tokens, relative to other domains: the objective's mass is sampled mass times
-    this. Mix with `weight` first: at equal mass, sampling has the lower gradient variance, so keep this in 0.2 to 5."""
+    """A factor on the loss of the domain's tokens, relative to other domains: a domain's mass in the objective is its
+    share of the tokens times this. Mix with `weight` first: at equal mass, sampling has the lower gradient variance, so
+    keep this within 0.2 to 5."""
 
     max_epochs: Annotated[float, Field(gt=0)] = 4.0
-    """The run is refused if it would read this domain more often. Up to 4 epochs repeated tokens are worth about as much
-    as fresh ones (Muennighoff et al. 2023, arXiv:2305.16264)."""
+    """The run is refused if it would read this domain more often. Up to 4 epochs, repeated tokens are worth about as
+    much as fresh ones (Muennighoff et al. 2023, arXiv:2305.16264)."""
 
 
 class DataSection(Section):
@@ -112,8 +119,8 @@ class DataSection(Section):
     """Predicted tokens per row: a plain integer, or "8Ki". A row reads one token more."""
 
     document_mask: bool = True
-    """Attention, positions and labels stop at document borders. Off: documents packed into one row see each other, as in
-    GPT-3's and Llama-2's training. Llama 3 masked (arXiv:2407.21783, section 3.2)."""
+    """Attention, positions and labels stop at document borders, as in Llama 3's pre-training (arXiv:2407.21783, section
+    3.2). Off: documents packed into one row see each other, as in GPT-3's (arXiv:2005.14165)."""
 
     domains: Annotated[dict[DomainName, DomainSection], Field(min_length=1)]
     """The domains by name; names are letters, digits, - and _, and appear in every log and table."""
@@ -174,10 +181,7 @@ class LossSection(Section):
 class OptimizerSection(Section):
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), its state fresh at the start of the run."""
 
-    betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)] = (
-        0.9,
-        0.95,
-    )
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
     """Decay of the first and second moment; (0.9, 0.95) as GPT-3 (arXiv:2005.14165) and Llama 2 (arXiv:2307.09288)."""
 
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -195,7 +199,8 @@ class RateSection(Section):
 
     schedule: Literal["cosine", "wsd", "constant", "infinite_cosine", "infinite_inverse_sqrt"] = "cosine"
     """cosine: warm up, then fall to `min` at the end (arXiv:2403.08763). wsd: warm up, stay, decay (arXiv:2404.06395).
-    constant: warm up and stay. infinite_*: warm up, cool down to `constant`, stay, anneal (arXiv:2403.08763, arXiv:2503.02844)."""
+    constant: warm up and stay. infinite_*: warm up, cool down to `constant`, stay, anneal (arXiv:2403.08763,
+    arXiv:2503.02844)."""
 
     peak: Rate
     """The highest learning rate: the dial between learning the new and keeping the old. No default: it depends on the
@@ -208,7 +213,7 @@ class RateSection(Section):
     """Linear from 0 to the peak. Lengths of 0 to 2 % make no difference (arXiv:2308.04014)."""
 
     decay: Stretch | None = None
-    """wsd: the length of the final decay; None is 10 % of the run (arXiv:2404.06395, arXiv:2405.18392)."""
+    """wsd: the length of the final decay; None is 10 % of the run (arXiv:2404.06395)."""
 
     decay_shape: Literal["linear", "one_minus_sqrt"] | None = None
     """wsd: how it decays; None is one_minus_sqrt, the better one in arXiv:2405.18392."""

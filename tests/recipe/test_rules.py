@@ -1,0 +1,156 @@
+"""Each rule by itself: silent on a sound recipe, and naming the key on one that breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from megacpt.errors import RecipeError
+from megacpt.recipe import Recipe, load_recipe, resolve, rules
+from tests.recipe.conftest import Write
+
+BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
+    rules.one_batch_size: [
+        (["batch.global_rows=null"], "batch: the global batch is stated in rows or in tokens (found neither"),
+        (
+            ["batch.global_tokens=4K"],
+            "batch.global_tokens: the global batch is stated in rows or in tokens (found both",
+        ),
+    ],
+    rules.model_has_a_source: [
+        (["model.init=pretrained"], "model: pretrained weights need a place"),
+        (["model.config=null"], "model.config: random weights need the whole config"),
+        (["model.path=x"], "model.path: random weights ignore the model at path (found x)"),
+    ],
+    rules.flash_attention_needs_half_precision: [
+        (
+            ["model.dtype=float32", "model.attention=flash_attention_2"],
+            "model.attention: flash attention computes in bfloat16",
+        ),
+    ],
+    rules.trained_domains_have_shards_and_weight: [
+        (["data.domains.law.shards=[]"], "data.domains.law: a domain that is trained on needs shards"),
+        (["data.domains.web.weight=null"], "data.domains.web: a domain that is trained on needs a weight"),
+    ],
+    rules.anchors_are_only_measured: [
+        (["data.domains.law.role=anchor"], "data.domains.law.weight: an anchor is never trained on (found 3.0"),
+        (["data.domains.code={role: anchor}"], "data.domains.code: an anchor is only measured, so it needs held_out"),
+    ],
+    rules.some_domain_counts: [
+        (["data.domains.law.weight=0", "data.domains.web.loss_weight=0"], "data.domains: nothing would be learnt"),
+    ],
+    rules.pipeline_limits_zero: [
+        (["parallel={pipeline: 2, zero_stage: 2}"], "parallel.zero_stage: ZeRO 2 and 3 are incompatible with pipeline"),
+        (["parallel={pipeline: 2, zero_stage: 3}"], "Use zero_stage: 1 (and more pipeline or tensor"),
+    ],
+    rules.sequence_parallel_splits: [
+        (["parallel.sequence_parallel=true"], "parallel.sequence_parallel: sequence parallelism splits"),
+        (
+            ["parallel={sequence_parallel: true, tensor: 4}", "data.sequence_length=62"],
+            "data.sequence_length: sequence parallelism needs a sequence that tensor parallelism divides"
+            " (found 62 over tensor 4, expected 60 or 64)",
+        ),
+    ],
+    rules.partition_has_all_stages: [
+        (
+            ["parallel={pipeline: 2, partition: [4]}"],
+            "parallel.partition: the partition must state the layers of each stage",
+        ),
+    ],
+    rules.rate_keys_are_used: [
+        (
+            ["lr.decay=5%"],
+            "lr.decay: the schedule cosine does not use this key (found 5%, expected null, or a schedule",
+        ),
+        (["lr={schedule: constant, min: 0}"], "lr.min: the schedule constant does not use this key"),
+        (["lr={schedule: wsd, cooldown: 1%}"], "lr.cooldown: the schedule wsd does not use this key"),
+        (
+            ["lr={schedule: infinite_cosine, cooldown: 1%}"],
+            "lr.schedule: the schedule infinite_cosine needs lr.constant",
+        ),
+    ],
+    rules.rates_are_ordered: [
+        (["lr.min=2e-4"], "lr.min: the lowest learning rate is above the peak (found 0.0002, expected at most 0.0001)"),
+        (
+            ["lr={schedule: infinite_cosine, constant: 2e-4, cooldown: 1%}"],
+            "lr.constant: the constant learning rate lies",
+        ),
+        (["lr={schedule: infinite_cosine, constant: 1e-6, cooldown: 1%}"], "between min 1e-05 and peak 0.0001"),
+    ],
+    rules.phases_fit_the_run: [
+        (
+            ["lr={schedule: wsd, warmup: 60%, decay: 50%}"],
+            "lr: the phases of the learning rate are longer than the run",
+        ),
+        (["lr.warmup=2M"], "(found warmup 2,000,000, expected at most training.tokens, 1,000,000)"),
+    ],
+    rules.tensor_divides_the_model: [
+        (
+            ["parallel.tensor=8"],
+            "parallel.tensor: tensor parallelism does not divide the model"
+            " (found 8 for 4 key-value heads, expected one of 1, 2, 4)",
+        ),
+        (["parallel.tensor=3"], "found 3 for 8 attention heads and 4 key-value heads"),
+        (["parallel.tensor=2", "model.config.intermediate_size=97"], "found 2 for 97 MLP channels, expected one of 1)"),
+    ],
+    rules.every_stage_has_a_layer: [
+        (
+            ["parallel.pipeline=5"],
+            "parallel.pipeline: there are more pipeline stages than layers (found 5, expected at most 4",
+        ),
+        (["parallel={pipeline: 2, partition: [1, 2]}"], "found 1 + 2 = 3, expected a sum of 4"),
+    ],
+    rules.sequence_fits_the_positions: [
+        (
+            ["data.sequence_length=129"],
+            "data.sequence_length: rows are longer than the model's positions (found 129, expected at most 128",
+        ),
+    ],
+}
+
+SOUND: list[list[str]] = [
+    [],
+    ["batch={global_rows: null, global_tokens: 1Ki}"],
+    ["data.domains.code={role: anchor, held_out: x}"],
+    ["parallel={pipeline: 2, zero_stage: 1, tensor: 2, sequence_parallel: true, partition: [3, 1]}"],
+    ["parallel={zero_stage: 3, tensor: 4}"],
+    ["lr={schedule: wsd, decay: 20%, decay_shape: linear, min: 0}"],
+    ["lr={schedule: constant}"],
+    ["lr={schedule: infinite_inverse_sqrt, constant: 5e-5, cooldown: 30%, anneal: 10%}"],
+    ["lr={schedule: wsd, warmup: 90%}"],
+]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(BROKEN) == {*rules.RECIPE_RULES, *rules.MODEL_RULES}
+
+
+@pytest.mark.parametrize(
+    ("rule", "overrides", "complaint"),
+    [(rule, *case) for rule, cases in BROKEN.items() for case in cases],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_broken_rule_names_the_key(
+    write: Write, monkeypatch: pytest.MonkeyPatch, rule: Callable[..., Any], overrides: list[str], complaint: str
+) -> None:
+    # One rule alone: the others' complaints about the same recipe do not help it.
+    monkeypatch.setattr(rules, "RECIPE_RULES", [rule] if rule in rules.RECIPE_RULES else [])
+    monkeypatch.setattr(rules, "MODEL_RULES", [rule] if rule in rules.MODEL_RULES else [])
+    with pytest.raises(RecipeError) as caught:
+        resolve(load_recipe(write(), overrides), world_size=40)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("overrides", SOUND, ids=str)
+def test_sound_recipes_break_no_rule(write: Write, overrides: list[str]) -> None:
+    recipe = load_recipe(write(), overrides)
+    assert isinstance(resolve(recipe, world_size=4).recipe, Recipe)
+
+
+def test_all_violations_are_reported(write: Write) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(), ["parallel={pipeline: 2, zero_stage: 2}", "lr.decay=5%", "model.path=x"])
+    assert str(caught.value).startswith("3 things are wrong with the recipe:\n  --set: model.path: ")
