@@ -19,7 +19,8 @@ a segment, n a block's edge, domain d has received
    an integer greater than -1. (With a fixed B a domain rarer than one sample in B does come out at -1 now and then.)
 
 The phase is drawn by hash for each segment: without it the first domain would lose half a sample, and the last win it,
-every time the weights change.
+every time the weights change. For the same reason the jitter below depends on the segment: weights that change faster
+than blocks end must not put off the same domain every time.
 
 **Spread.** The k-th of a domain's c samples in a block stands at (k + u) / c of it, u in [0, 1) by hash, and the block
 is what sorting these places gives. A domain's ordinals thus rise along the block, and a block that is cut by a change
@@ -125,7 +126,7 @@ class _Segment:
             domains=np.array([names.index(name) for name in shares], dtype=np.int64),
             first_ordinals=first_ordinals,
             prefix_shares=np.cumsum([0, *shares.values()], dtype=np.int64),
-            jitter_keys=np.array([stable_hash("jitter", seed, name) for name in shares], dtype=np.uint64),
+            jitter_keys=np.array([stable_hash("jitter", seed, from_sample, name) for name in shares], dtype=np.uint64),
             phase=stable_hash("phase", seed, from_sample) >> (64 - _SHARE_BITS),
             block_samples=1 << (math.ceil(Fraction(_ONE, min(shares.values()))) - 1).bit_length(),
         )
@@ -219,11 +220,12 @@ class Mixture:
                 found=f"a change at sample {from_sample}",
                 expected=f"sample {last.from_sample} or later",
             )
-        if fixed_point_shares(weights) == last.shares:
-            return self
-        kept = self._segments[:-1] if from_sample == last.from_sample else self._segments  # an empty segment goes
+        segments = self._segments if from_sample > last.from_sample else self._segments[:-1]  # an empty one goes
+        previous = segments[-1] if segments else None
+        if previous is None or fixed_point_shares(weights) != previous.shares:
+            segments = (*segments, _Segment.begin(from_sample, weights, self.seed, previous))
         changed = copy.copy(self)
-        changed._segments = (*kept, _Segment.begin(from_sample, weights, self.seed, kept[-1] if kept else None))
+        changed._segments = segments
         return changed
 
     def locate(self, sample_numbers: npt.ArrayLike) -> tuple[Int64s, Int64s]:
@@ -286,6 +288,8 @@ class Mixture:
             if stored["format"] != _FORMAT:
                 raise DataError("unknown format of a stored mixture", found=stored["format"], expected=_FORMAT)
             first, *changes = stored["segments"]
+            if first["from_sample"] != 0:
+                raise ValueError("the history does not begin at sample 0")
             mixture = cls(first["weights"], seed=stored["seed"])
             for change in changes:
                 mixture = mixture.append(change["from_sample"], change["weights"])
