@@ -1,0 +1,192 @@
+"""The batch script with stand-ins for Slurm's commands: what each rank gets, and what signals and failures do.
+
+`srun` runs its command once per task with Slurm's variables, and hands USR1 on; `python` writes down its arguments and
+environment in place of training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "slurm" / "train.sbatch"
+NUM_NODES = 2
+TASKS_PER_NODE = 2
+
+SRUN = """
+import itertools, os, signal, subprocess, sys
+options = list(itertools.takewhile(lambda argument: argument.startswith("--"), sys.argv[1:]))
+command = sys.argv[1 + len(options):]
+open("srun.txt", "w").write("\\n".join(options))
+per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
+num_tasks = int(os.environ["SLURM_JOB_NUM_NODES"]) * per_node
+tasks = []
+signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+for task in range(num_tasks):
+    of_the_task = dict(SLURM_PROCID=task, SLURM_LOCALID=task % per_node, SLURM_NTASKS=num_tasks)
+    environment = os.environ | {name: str(value) for name, value in of_the_task.items()}
+    tasks.append(subprocess.Popen(command, env=environment))
+sys.exit(max(abs(task.wait()) for task in tasks))
+"""
+
+SCONTROL = """
+import sys
+if sys.argv[1:3] == ["show", "hostnames"]:
+    print("node7\\nnode8")
+else:
+    open("scontrol.txt", "a").write(" ".join(sys.argv[1:]) + "\\n")
+"""
+
+PYTHON = """
+import json, os, signal, sys, time
+rank = os.environ.get("RANK", "dry-run")
+dry_run = "--dry-run" in sys.argv
+stopped = []
+signal.signal(signal.SIGUSR1, lambda *_: stopped.append("USR1"))
+open(f"{rank}.new", "w").write(json.dumps(dict(arguments=sys.argv[1:], environment=dict(os.environ))))
+os.rename(f"{rank}.new", f"{rank}.json")
+while not dry_run and "WAIT" in os.environ and not stopped:
+    time.sleep(0.01)
+if stopped:
+    open(f"{rank}.stopped", "w").close()
+sys.exit(int(os.environ.get("DRY_RUN_STATUS" if dry_run else "TRAIN_STATUS", "0")))
+"""
+
+
+class Job:
+    """A folder with the stand-ins, and the script run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        commands = folder / "bin"
+        commands.mkdir()
+        for name, source in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
+            command = commands / name
+            command.write_text(f"#!{sys.executable} -S\n{source}")
+            command.chmod(command.stat().st_mode | stat.S_IXUSR)
+        self.environment = {
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            "SLURM_JOB_ID": "123456",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+            "SLURM_JOB_NUM_NODES": str(NUM_NODES),
+            "SLURM_NTASKS_PER_NODE": str(TASKS_PER_NODE),
+            "SLURM_CPUS_PER_TASK": "4",
+        }
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), *arguments],
+            cwd=self.folder,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
+        process = self.start(*arguments, **environment)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def call(self, name: str) -> dict[str, Any]:
+        """What the stand-in for Python was called with, by rank or "dry-run"."""
+        call: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
+        return call
+
+    def wait_for_ranks(self, process: subprocess.Popen[str]) -> None:
+        ranks = [self.folder / f"{rank}.json" for rank in range(NUM_NODES * TASKS_PER_NODE)]
+        while not all(rank.exists() for rank in ranks):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def test_every_rank_gets_its_place(job: Job) -> None:
+    status, output = job.run("--recipe", "debug tiny", "--set", "a=$b")
+    assert status == 0, output
+    for rank in range(NUM_NODES * TASKS_PER_NODE):
+        environment = job.call(str(rank))["environment"]
+        expected = {
+            "RANK": str(rank),
+            "WORLD_SIZE": "4",
+            "LOCAL_RANK": str(rank % TASKS_PER_NODE),
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "node7",
+            "MASTER_PORT": "23456",
+            "NCCL_DEBUG": "WARN",
+            "OMP_NUM_THREADS": "4",
+        }
+        assert {name: environment.get(name) for name in expected} == expected
+        assert job.call(str(rank))["arguments"] == [
+            *("megacpt/train.py", "--resume", "auto", "--recipe", "debug tiny", "--set", "a=$b"),
+        ]
+
+
+def test_srun_gives_every_rank_all_gpus_and_every_node_a_log(job: Job) -> None:
+    job.run("--recipe", "x")
+    options = (job.folder / "srun.txt").read_text().split()
+    assert {"--gpu-bind=none", "--kill-on-bad-exit=1", "--cpus-per-task=4"} <= set(options)
+    assert "--output=slurm-123456/%N.log" in options
+    assert (job.folder / "slurm-123456").is_dir()
+
+
+def test_the_submitting_shell_wins(job: Job) -> None:
+    job.run("--recipe", "x", NCCL_DEBUG="INFO", OMP_NUM_THREADS="1")
+    environment = job.call("0")["environment"]
+    assert (environment["NCCL_DEBUG"], environment["OMP_NUM_THREADS"]) == ("INFO", "1")
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_any_rank_starts(job: Job) -> None:
+    status, _ = job.run("--recipe", "x", DRY_RUN_STATUS="3")
+    assert status == 3
+    assert job.call("dry-run")["arguments"] == [
+        *("megacpt/train.py", "--recipe", "x", "--dry-run", "--world-size", "4"),
+    ]
+    assert not (job.folder / "srun.txt").exists()
+
+
+def test_without_arguments_it_says_how_it_is_called(job: Job) -> None:
+    status, output = job.run()
+    assert status == 2
+    assert "--recipe NAME" in output
+
+
+def test_a_failed_rank_fails_the_job_and_does_not_requeue_it(job: Job) -> None:
+    status, _ = job.run("--recipe", "x", TRAIN_STATUS="7")
+    assert status == 7
+    assert not (job.folder / "scontrol.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)], ids=["time limit", "cancelled"]
+)
+def test_a_signal_reaches_every_rank_and_the_job_waits_for_them(job: Job, sent: signal.Signals, requeued: bool) -> None:
+    process = job.start("--recipe", "x", WAIT="1")
+    job.wait_for_ranks(process)
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert len(list(job.folder.glob("*.stopped"))) == NUM_NODES * TASKS_PER_NODE
+    requests = (job.folder / "scontrol.txt").read_text() if requeued else ""
+    assert requests == ("requeue 123456\n" if requeued else "")
+    assert (job.folder / "scontrol.txt").exists() == requeued
+
+
+def test_the_scripts_pass_shellcheck() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", str(SCRIPT)], check=True)
