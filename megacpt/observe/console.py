@@ -55,13 +55,15 @@ class Console:
         console: rich.console.Console | None = None,
     ) -> None:
         self._out = console or rich.console.Console(highlight=False)
+        if not self._out.is_terminal:
+            self._out.width = 1000  # a file has no width to wrap a table at
         self._roles = roles
         self._num_steps = num_steps
         self._num_tokens = num_tokens
         self._every_steps = every_steps
         self._baseline = baseline
         self._latest: EvaluationRecord | None = None
-        self._shown_step: int | None = None
+        self._has_shown_a_step = False
         self._rows_left = 0
 
     def header(self, title: str, facts: Mapping[str, str]) -> None:
@@ -77,10 +79,10 @@ class Console:
 
     def write_step(self, record: StepRecord) -> None:
         """Show a step, if it is the first seen, the last, or one in `every_steps`."""
-        first, last = self._shown_step is None, record.step == self._num_steps
-        if not (first or last or record.step % self._every_steps == 0):
+        is_last = record.step == self._num_steps
+        if self._has_shown_a_step and not is_last and record.step % self._every_steps:
             return
-        self._shown_step = record.step
+        self._has_shown_a_step = True
         cells = self._cells(record)
         if not self._out.is_terminal:
             self._print(Text("  ".join(f"{cell.heading} {cell.value}" for cell in cells)))
@@ -96,9 +98,9 @@ class Console:
         self._baseline = self._baseline or record
         self._latest = record
         self._rows_left = 0
-        line = Text(f"held-out loss at step {record.step}", "bold" if self._out.is_terminal else "")
+        line = Text.assemble((f"held-out loss at step {record.step}", "bold"))
         for name, domain in record.domains.items():
-            line.append(f"  {name} ", "not bold").append(f"{domain.loss:.4f}", "bold")
+            line.append(f"  {name} ").append(f"{domain.loss:.4f}", "bold")
             before = self._baseline.domains.get(name)
             if before is not None and record is not self._baseline:
                 line.append(" ").append_text(self._change(domain.loss - before.loss))
@@ -169,10 +171,10 @@ class Console:
     def _change(self, change: float) -> Text:
         """A difference of losses with an arrow: a fall is good, whatever the domain."""
         if not math.isfinite(change):
-            return Text("?", "not bold red")
+            return Text("?", "red")
         arrow, style = ("↓", "green") if change < 0 else ("↑", "red") if change > 0 else ("=", "dim")
         text = f"{change:+.4f}" if self._out.options.ascii_only else f"{arrow}{abs(change):.4f}"
-        return Text(text, f"not bold {style}")
+        return Text(text, style)
 
     def _finding(self, name: str, before: DomainEvaluation, after: DomainEvaluation) -> str:
         """What happened to a domain, in words. A rise outside the new domains is forgetting."""

@@ -210,3 +210,13 @@ def test_two_domains_fit_into_eighty_columns() -> None:
     out = terminal(width=80)
     show(out).write_step(step(1))
     assert "general" in written(out)
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_it_needs() -> None:
+    name = "clinical-guidelines-of-the-northern-countries"
+    out = pipe()
+    console = show(out, roles={name: "new"})
+    console.write_evaluation(evaluation(0, **{name: 3.0}))
+    console.write_evaluation(evaluation(20, **{name: 2.0}))
+    console.close()
+    assert f"{name}  new   3.0000  2.0000  ↓1.0000" in written(out)
