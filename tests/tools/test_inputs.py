@@ -75,7 +75,7 @@ def test_blank_lines_part_documents(block_bytes: int, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        (b'{"text": "torn', "the line is not JSON"),
+        (b'{"text": "torn', r"the line is not JSON .found .*, column \d+"),
         (b"[1, 2]", "the line is no JSON object .found list"),
         (b'{"id": 1, "body": "x"}', "the line has no key 'text' .found id, body"),
         (b'{"text": null}', "'text' is not text .found b'null'"),

@@ -93,7 +93,7 @@ class JsonLines(Block):
             try:
                 entry = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                return DataError("the line is not JSON", where=where, found=error)
+                return DataError("the line is not JSON", where=where, found=f"{error.msg}, column {error.colno}")
             if not isinstance(entry, dict):
                 return DataError("the line is no JSON object", where=where, found=type(entry).__name__)
             if text_key not in entry:
