@@ -1,4 +1,4 @@
-"""`megacpt debug-data`: the tiny shards of recipes/debug-tiny.yaml, from Python's documentation, without a download.
+"""`megacpt debug-data`: the tiny shards of recipes/debug-tiny.yaml, from Python's language reference, without a download.
 
 The tokenizer is one id per byte and one for the end of a document: 257 ids that fit any model.
 """
@@ -29,12 +29,13 @@ def run(arguments: argparse.Namespace) -> int:
 def make_debug_data(folder: Path) -> None:
     """Write tokenizer.json, new.jsonl, replay.jsonl and shards/{new,replay} into `folder`, over what is there."""
     from megacpt_tools.builder import build_shards
-    from megacpt_tools.sample_text import python_docstrings, python_topics, write_jsonl
+    from megacpt_tools.sample_text import python_topics, write_jsonl
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = folder / "tokenizer.json"
     _write_byte_tokenizer(tokenizer)
-    for domain, documents in (("new", python_docstrings()), ("replay", python_topics())):
+    chapters = list(python_topics())
+    for domain, documents in (("new", chapters[::2]), ("replay", chapters[1::2])):
         text = folder / f"{domain}.jsonl"
         write_jsonl(documents, text, MAX_BYTES)
         build_shards([text], tokenizer, folder / "shards" / domain, eos_token=_END, overwrite=True)
