@@ -4,9 +4,10 @@ A recipe is YAML. `load_recipe` reads it into frozen sections (`schema`) and che
 `resolve` adds what follows from the number of processes; `explain` shows it all.
 """
 
-from megacpt.recipe.architecture import Architecture, find_architecture
+from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.explain import explain, show
 from megacpt.recipe.load import dump_recipe, load_recipe, recipes_folder
+from megacpt.recipe.model_config import check_promises, find_architecture
 from megacpt.recipe.resolve import Resolved, ResolvedRate, resolve
 from megacpt.recipe.schema import Recipe
 
@@ -15,6 +16,7 @@ __all__ = [
     "Recipe",
     "Resolved",
     "ResolvedRate",
+    "check_promises",
     "dump_recipe",
     "explain",
     "find_architecture",

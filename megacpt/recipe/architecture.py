@@ -7,15 +7,12 @@ transformers' own models); another architecture is counted as a plain gated deco
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from megacpt.errors import ModelError, RecipeError
-from megacpt.recipe.schema import Recipe
+from megacpt.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -174,41 +171,6 @@ class Architecture:
     def flops_per_token(self, sequence_length: int) -> float:
         """Training FLOPs per token of the whole model: 51.5e9 for Llama-3-8B at 8192."""
         return sum(self.layer_flops_per_token(sequence_length)) + self.head_flops_per_token()
-
-
-def find_architecture(recipe: Recipe) -> Architecture | None:
-    """The recipe's architecture if it is at hand: from the model folder's config.json, or from `model.config`.
-
-    Raises:
-        RecipeError: config.json contradicts a value of `model.config`.
-        ModelError: config.json cannot be read, or lacks a size.
-    """
-    promised = recipe.model.config
-    file = Path(recipe.model.path or "") / "config.json"
-    if recipe.model.path and file.is_file():
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot read the model's config: {error}", where=str(file)) from error
-        for key, value in promised.items():
-            if (actual := _value(config, key)) is not None and actual != value:
-                raise RecipeError(
-                    "the model is not the one that the recipe expects",
-                    where=recipe.where(f"model.config.{key}"),
-                    found=f"{actual!r} in {file}",
-                    expected=repr(value),
-                    hint="Mend the recipe, or the model's config.json.",
-                )
-        return Architecture.from_config(config, str(file))
-    if recipe.model.init == "random" or {"hidden_size", "num_hidden_layers", "vocab_size"} <= promised.keys():
-        return Architecture.from_config(promised, recipe.where("model.config"))
-    return None
-
-
-def _value(config: Mapping[str, Any], key: str) -> Any:
-    """A config's value; since transformers 5 the rotary ones live under rope_parameters."""
-    nested = config.get("rope_parameters")
-    return config.get(key, nested.get(key) if isinstance(nested, dict) else None)
 
 
 def _attention_windows(config: Mapping[str, Any], model_type: str, num_layers: int) -> tuple[int | None, ...]:

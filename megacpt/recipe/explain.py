@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megacpt.recipe.memory import checkpoint_bytes, equal_time_layers, estimate_memory
+from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory
 from megacpt.recipe.resolve import Resolved
 from megacpt.units import format_seconds
 
@@ -42,11 +42,10 @@ def explain(resolved: Resolved, layers_per_stage: Sequence[int] | None = None) -
     """
     lines = []
     for topic in _topics(resolved, layers_per_stage):
-        num_columns = max(map(len, topic.rows))
-        full = [row for row in topic.rows if len(row) == num_columns]
+        # A cell with nothing right of it may run on, and does not widen its column.
         widths = [
-            max(len(row[0]) for row in topic.rows),
-            *(max(map(len, column)) for column in list(zip(*full, strict=True))[1:]),
+            max((len(row[i]) for row in topic.rows if len(row) > i + 1), default=0)
+            for i in range(max(map(len, topic.rows)))
         ]
         lines.append(topic.title)
         for row in topic.rows:
@@ -71,13 +70,14 @@ def show(resolved: Resolved, console: Console, layers_per_stage: Sequence[int] |
 def _topics(resolved: Resolved, layers_per_stage: Sequence[int] | None) -> Iterator[Topic]:
     recipe = resolved.recipe
     yield Topic(f"{recipe.name}, on {resolved.world_size} processes", tuple(_model(resolved)))
-    layers = _layers(resolved, layers_per_stage)
+    layers = layers_per_stage or _layers(resolved)
     yield Topic("Layout", tuple(_layout(resolved, layers)))
     yield Topic("Data", tuple(_domains(resolved)))
     yield Topic("Steps", tuple(_steps(resolved)))
     yield Topic("Learning rate", tuple(_milestones(resolved)))
-    if layers is not None:
-        yield Topic("Memory per rank, estimated (add about 2 GiB for CUDA and NCCL)", tuple(_memory(resolved, layers)))
+    if resolved.architecture is not None and layers is not None:
+        memory = estimate_memory(resolved, resolved.architecture, layers)
+        yield Topic("Memory per rank, estimated (add about 2 GiB for CUDA and NCCL)", tuple(_memory(memory)))
     yield Topic("Compute and disk", tuple(_costs(resolved)))
 
 
@@ -88,13 +88,9 @@ def _model(resolved: Resolved) -> Iterator[Row]:
     if shape is None:
         yield "architecture", "unknown until the model is at hand: put sizes in model.config to plan without it"
     else:
-        yield (
-            "architecture",
-            (
-                f"{shape.model_type}: {shape.num_layers} layers of width {shape.hidden_size}, {shape.num_heads} heads"
-                f" ({shape.num_kv_heads} key-value) of {shape.head_dim}, MLP {shape.intermediate_size}"
-            ),
-        )
+        heads = f"{shape.num_heads} heads ({shape.num_kv_heads} key-value) of {shape.head_dim}"
+        layers = f"{shape.num_layers} layers of width {shape.hidden_size}"
+        yield "architecture", f"{shape.model_type}: {layers}, {heads}, MLP {shape.intermediate_size}"
         padded = shape.padded_vocab_size(model.vocab_multiple, resolved.tensor)
         padding = "" if padded == shape.vocab_size else f", padded to {padded:,}"
         tied = "tied" if shape.has_tied_embeddings else "untied"
@@ -104,10 +100,8 @@ def _model(resolved: Resolved) -> Iterator[Row]:
     yield "numbers", f"{model.dtype} weights and activations, fp32 gradients and AdamW state"
 
 
-def _layers(resolved: Resolved, given: Sequence[int] | None) -> Sequence[float] | None:
+def _layers(resolved: Resolved) -> Sequence[float] | None:
     """Decoder layers of each stage, fractional where the cut is not known; None without the model's shape."""
-    if given is not None:
-        return given
     partition, shape = resolved.recipe.parallel.partition, resolved.architecture
     if isinstance(partition, tuple):
         return partition
@@ -161,14 +155,9 @@ def _domains(resolved: Resolved) -> Iterator[Row]:
 
 def _steps(resolved: Resolved) -> Iterator[Row]:
     recipe = resolved.recipe
-    yield (
-        "batch",
-        (
-            f"{resolved.global_rows} rows x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens:"
-            f" {_count(resolved.data, 'replica')} x {_count(resolved.num_micro_batches, 'micro-batch')}"
-            f" x {_count(resolved.micro_rows, 'row')}"
-        ),
-    )
+    rows = f"{_count(resolved.global_rows, 'row')} x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens"
+    batches = f"{_count(resolved.num_micro_batches, 'micro-batch')} x {_count(resolved.micro_rows, 'row')}"
+    yield "batch", f"{rows}: {_count(resolved.data, 'replica')} x {batches}"
     if recipe.batch.global_tokens not in (None, resolved.tokens_per_step):
         yield "", f"asked for {recipe.batch.global_tokens:,} tokens; this is the nearest that the replicas can split"
     yield "run", f"{resolved.num_steps:,} steps, {resolved.total_tokens:,} tokens"
@@ -213,18 +202,11 @@ def _milestones(resolved: Resolved) -> Iterator[Row]:
         yield what, f"{value:.2e}", f"step {step:,}", f"{_rounded(tokens)} tokens"
 
 
-def _memory(resolved: Resolved, layers: Sequence[float]) -> Iterator[Row]:
-    assert resolved.architecture is not None
+def _memory(ranks: Sequence[RankMemory]) -> Iterator[Row]:
     yield "", "weights", "gradients", "optimizer", "activations", "head", "total"
-    for stage, rank in enumerate(estimate_memory(resolved, resolved.architecture, layers)):
-        parts = (
-            rank.weights_bytes,
-            rank.gradients_bytes,
-            rank.optimizer_bytes,
-            rank.activations_bytes,
-            rank.head_bytes,
-        )
-        yield f"stage {stage}", *map(_size, (*parts, rank.total_bytes))
+    for stage, rank in enumerate(ranks):
+        states = rank.weights_bytes, rank.gradients_bytes, rank.optimizer_bytes
+        yield f"stage {stage}", *map(_size, (*states, rank.activations_bytes, rank.head_bytes, rank.total_bytes))
 
 
 def _costs(resolved: Resolved) -> Iterator[Row]:
@@ -234,10 +216,7 @@ def _costs(resolved: Resolved) -> Iterator[Row]:
         return
     per_token = shape.flops_per_token(resolved.sequence_length)
     total = per_token * resolved.last_step * resolved.tokens_per_step
-    yield (
-        "compute",
-        f"{per_token:.3e} FLOP per token (causal attention counted once, recomputation not), {total:.2e} in all",
-    )
+    yield "compute", f"{total:.2e} FLOP, {per_token:.3e} per token (causal attention halved, no recomputation)"
     if (seconds := total / ASSUMED_FLOPS) >= 60:
         alone, together = format_seconds(seconds), format_seconds(seconds / resolved.world_size)
         yield "time", f"{alone} of an H100 at 400 TFLOP/s in bf16; {together} on {resolved.world_size} of them"

@@ -64,8 +64,8 @@ def estimate_memory(
     last = resolved.pipeline - 1
     ranks = []
     for stage, layers in enumerate(layers_per_stage):
-        holds_two = architecture.has_tied_embeddings and last == 0
-        embeddings = (stage == 0) + (stage == last) - holds_two
+        shares_one = architecture.has_tied_embeddings and resolved.pipeline == 1
+        embeddings = 1 if shares_one else (stage == 0) + (stage == last)
         parameters = layers * architecture.parameters_per_layer / resolved.tensor
         parameters += embeddings * vocabulary * architecture.hidden_size
         in_flight = min(resolved.num_micro_batches, resolved.pipeline - stage)

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 
 from megacpt.errors import LaunchError, RecipeError
-from megacpt.recipe.architecture import Architecture, find_architecture
+from megacpt.recipe.architecture import Architecture
+from megacpt.recipe.model_config import find_architecture
 from megacpt.recipe.rules import check_model, refuse
 from megacpt.recipe.schema import Recipe
 from megacpt.units import Duration
@@ -131,6 +132,8 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
 
 def _data_degree(recipe: Recipe, world_size: int) -> int:
     """The data-parallel degree that fills the world."""
+    if world_size < 1:
+        raise LaunchError("a run needs a process", found=world_size, expected="a world size of at least 1")
     parallel = recipe.parallel
     model_ranks = parallel.pipeline * parallel.tensor
     layout = f"pipeline {parallel.pipeline} x tensor {parallel.tensor}"

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from megacpt.errors import ModelError, RecipeError
-from megacpt.recipe import Architecture, find_architecture, load_recipe
+from megacpt.errors import ModelError
+from megacpt.recipe import Architecture, load_recipe
 from megacpt.recipe.architecture import ARCHITECTURES
-from tests.recipe.conftest import Write
 
 SIZES = {
     "hidden_size": 64,
@@ -84,28 +83,3 @@ def test_a_config_without_a_size_is_refused_by_name() -> None:
         ModelError, match=r"config: intermediate_size: the config lacks a size \(expected a positive integer"
     ):
         Architecture.from_config({key: value for key, value in SIZES.items() if key != "intermediate_size"})
-
-
-def test_the_model_s_own_config_comes_first_and_promises_are_kept(write: Write) -> None:
-    config = {"model_type": "llama", **SIZES, "rope_parameters": {"rope_theta": 10000.0}, "num_hidden_layers": 3}
-    write("model/config.json", json.dumps(config))
-    recipe = load_recipe(write(), ["model={init: pretrained, path: model, config: null}"])
-    architecture = find_architecture(recipe)
-    assert architecture is not None and architecture.num_layers == 3
-
-    recipe = load_recipe(
-        write(), ["model={init: pretrained, path: model, config: null}", "model.config={rope_theta: 5e5}"]
-    )
-    with pytest.raises(RecipeError) as caught:
-        find_architecture(recipe)
-    assert str(caught.value).startswith(
-        "--set: model.config.rope_theta: the model is not the one that the recipe expects"
-    )
-    assert "found 10000.0 in model/config.json, expected 500000.0" in str(caught.value)
-
-
-def test_a_broken_config_json_is_named(write: Write) -> None:
-    write("model/config.json", "{")
-    recipe = load_recipe(write(), ["model={init: pretrained, path: model, config: null}"])
-    with pytest.raises(ModelError, match=r"^model/config\.json: cannot read the model's config"):
-        find_architecture(recipe)

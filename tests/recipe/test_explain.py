@@ -71,6 +71,12 @@ def test_a_model_that_is_not_at_hand_is_said_to_be_so(write: Write) -> None:
     assert not any("Memory" in line for line in plan)
 
 
+def test_the_layers_of_an_unknown_model_can_be_stated(write: Write) -> None:
+    unknown = "model={init: pretrained, path: some/model, config: null}"
+    plan = lines(write, 2, unknown, "parallel={pipeline: 2, partition: [7, 5]}")
+    assert "stage 0 rank 0: embedding, 7 layers" in plan
+
+
 def test_the_console_shows_the_same_words(write: Write) -> None:
     resolved = resolve(load_recipe(write(), ["parallel.pipeline=2"]), world_size=2)
     console = Console(file=io.StringIO(), width=200)

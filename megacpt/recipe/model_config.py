@@ -1,0 +1,69 @@
+"""The model's own config beside what the recipe promises of it.
+
+`model.config` holds values that config.json must have. A model that differs in one of them trains without an error and
+is spoilt (rope_theta is the classic), so a contradiction stops the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megacpt.errors import ModelError, RecipeError
+from megacpt.recipe.architecture import Architecture
+from megacpt.recipe.rules import refuse
+from megacpt.recipe.schema import Recipe
+
+
+def find_architecture(recipe: Recipe) -> Architecture | None:
+    """The recipe's architecture if it is at hand: from the model folder's config.json, or from `model.config`.
+
+    Raises:
+        RecipeError: config.json breaks a promise of `model.config`.
+        ModelError: config.json cannot be read, or lacks a size.
+    """
+    file = Path(recipe.model.path or "") / "config.json"
+    if recipe.model.path and file.is_file():
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot read the model's config: {error}", where=str(file)) from error
+        check_promises(recipe, config, str(file))
+        return Architecture.from_config(config, str(file))
+    promised = recipe.model.config
+    if recipe.model.init == "random" or {"hidden_size", "num_hidden_layers", "vocab_size"} <= promised.keys():
+        return Architecture.from_config(promised, recipe.where("model.config"))
+    return None
+
+
+def check_promises(recipe: Recipe, config: Mapping[str, Any], where: str) -> None:
+    """Refuse a Hugging Face config that contradicts `model.config`.
+
+    A key that `config` lacks is passed over: it has its architecture's default, which only transformers knows. Check
+    the config that transformers has completed, too.
+
+    Args:
+        recipe: the recipe whose promises are checked.
+        config: the model's config as a dictionary.
+        where: what to call it in an error.
+
+    Raises:
+        RecipeError: with every contradiction.
+    """
+    # Since transformers 5 the rotary embedding's values live under rope_parameters.
+    actual = {**(config.get("rope_parameters") or {}), **config}
+    refuse(
+        [
+            RecipeError(
+                "the model is not the one that the recipe expects",
+                where=recipe.where(f"model.config.{key}"),
+                found=f"{actual[key]!r} in {where}",
+                expected=repr(value),
+                hint="Mend the recipe, or take another model.",
+            )
+            for key, value in recipe.model.config.items()
+            if actual.get(key) is not None and actual[key] != value
+        ]
+    )
