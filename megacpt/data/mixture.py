@@ -187,7 +187,7 @@ class Mixture:
 
     def __init__(self, weights: Mapping[str, float], seed: int = 0) -> None:
         self.seed = int(seed)
-        self._segments = (_Segment.begin(0, weights, seed, None),)
+        self._segments: tuple[_Segment, ...] = (_Segment.begin(0, weights, self.seed, None),)
 
     @property
     def names(self) -> tuple[str, ...]:

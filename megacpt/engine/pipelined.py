@@ -18,7 +18,6 @@ from deepspeed.runtime.utils import clip_grad_norm_
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import StepResult
-from megacpt.engine.processes import quiet_stdout
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
 from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory, tied_head
@@ -119,20 +118,19 @@ class PipelinedEngine:
         self.objective = objective
         self.num_losses = settings.num_micro_batches * grid.data
         self.data_degree = grid.data
-        with quiet_stdout():
-            self.module = StagedModule(
-                layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
-            )
-            groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
-            )
-            self.engine, *_ = deepspeed.initialize(
-                model=self.module,
-                optimizer=self.optimizer,
-                model_parameters=groups,
-                config=deepspeed_config(settings, grid.data),
-            )
+        self.module = StagedModule(
+            layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
+        )
+        groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=self.module,
+            optimizer=self.optimizer,
+            model_parameters=groups,
+            config=deepspeed_config(settings, grid.data),
+        )
         self.objective.domain_sums = self.objective.domain_sums.to(self.engine.device)
         if not (self.engine.zero_optimization() or self.engine.bfloat16_enabled()):
             self.engine.clip_fp32_gradients = self._clip_and_remember_norm

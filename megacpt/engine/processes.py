@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import deepspeed
@@ -51,8 +48,7 @@ def join_world() -> World:
     on_cuda = accelerator.device_name() == "cuda"
     if on_cuda:
         accelerator.set_device(local_rank)
-    with quiet_stdout():
-        deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
     return World(dist.get_rank(), dist.get_world_size(), torch.device(accelerator.device_name(local_rank if on_cuda else None)))
 
 
@@ -73,10 +69,3 @@ def make_tensor_group(grid: Grid, rank: int) -> TensorGroup:
             mine = TensorGroup(rank=ranks.index(rank), size=len(ranks), process_group=group)
     assert mine is not None
     return mine
-
-
-@contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Swallow what DeepSpeed prints (not logs) while it builds: the stage listing, memory lines."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import StepResult
-from megacpt.engine.processes import quiet_stdout
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
 from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory
@@ -91,20 +90,19 @@ class ShardedEngine:
         self.grid = grid
         self.num_losses = settings.num_micro_batches * grid.data
         config = deepspeed_config(settings, grid.data)
-        with quiet_stdout():
-            self.module = StagesInLine(factory, objective, settings, config)
-            groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
-            topology = PipeModelDataParallelTopology(num_pp=1, num_mp=grid.tensor, num_dp=grid.data)
-            self.mpu = PipelineParallelGrid(topology=topology)
-            self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=self.module,
-                optimizer=torch.optim.AdamW(
-                    groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
-                ),
-                model_parameters=groups,
-                config=config,
-                mpu=self.mpu,
-            )
+        self.module = StagesInLine(factory, objective, settings, config)
+        groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
+        topology = PipeModelDataParallelTopology(num_pp=1, num_mp=grid.tensor, num_dp=grid.data)
+        self.mpu = PipelineParallelGrid(topology=topology)
+        self.engine, self.optimizer, *_ = deepspeed.initialize(
+            model=self.module,
+            optimizer=torch.optim.AdamW(
+                groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
+            ),
+            model_parameters=groups,
+            config=config,
+            mpu=self.mpu,
+        )
         self.weights_are_sharded = settings.zero_stage == WEIGHTS_SHARDED
 
     def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:

@@ -40,6 +40,7 @@ class Blueprint:
         refuse_unsupported(config)
         self.config = config
         self.dtype = dtype
+        self.attention = attention
         config._attn_implementation = "eager"  # every class builds with it; some refuse to build with others
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -138,6 +139,10 @@ class Blueprint:
         weights = sum(p.numel() for p in self.base.layers[0].parameters() if p.ndim > 1)
         heads, width = self.config.num_attention_heads, self.head_width
         return 6.0 * weights + 6.0 * heads * width * sequence_length
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Training FLOPs per token of the whole model; sliding windows count as if they were as long as a row."""
+        return self.num_layers * self.flops_of_layer(sequence_length) + self.flops_of_head()
 
     def flops_of_head(self) -> float:
         """Training FLOPs per token of the output head."""

@@ -122,7 +122,7 @@ def test_the_fingerprint_ignores_what_does_not_decide_ids(bpe_folder: Path, tmp_
 
 def _fingerprint(folder: Path) -> str:
     """The fingerprint of a description that the library need not be able to load."""
-    from megacpt_tools.tokenizer import hugging_face_fingerprint
+    from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
 
     return hugging_face_fingerprint(folder / "tokenizer.json")
 

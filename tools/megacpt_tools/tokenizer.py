@@ -32,6 +32,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
 from megacpt.errors import DataError
 
 LLAMA3_NUM_RANKS = 128_000
@@ -233,17 +234,6 @@ class TiktokenTokenizer:
         return self._special_tokens.get(token, self._ranks.get(token.encode()))
 
 
-def hugging_face_fingerprint(path: Path) -> str:
-    """sha256 over what of a tokenizer.json decides the ids."""
-    description = _json(path)
-    for presentation in ("version", "truncation", "padding", "post_processor", "decoder"):
-        description.pop(presentation, None)
-    merges = description.get("model", {}).get("merges")
-    if merges and isinstance(merges[0], str):
-        description["model"]["merges"] = [merge.split(" ", 1) for merge in merges]
-    return hashlib.sha256(orjson.dumps(_without_defaults(description), option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     with path.open("rb") as file:
@@ -274,15 +264,6 @@ def _llama3_special_token(index: int) -> str:
 def _end_to_end(ids: list[list[int]]) -> tuple[NDArray, NDArray[np.int64]]:
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
-
-
-def _without_defaults(value: Any) -> Any:
-    """Mappings without entries that are null or false, at any depth; 0 and empty strings are values and stay."""
-    if isinstance(value, dict):
-        return {
-            key: _without_defaults(entry) for key, entry in value.items() if entry is not None and entry is not False
-        }
-    return [_without_defaults(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _json(path: Path) -> dict[str, Any]:

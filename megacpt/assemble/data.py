@@ -1,0 +1,142 @@
+"""The data of a recipe: corpora, the mixture, the stream, this rank's loader, the held-out sets; and what they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from megacpt.data.corpus import Corpus, open_corpus
+from megacpt.data.held_out import HeldOut
+from megacpt.data.loader import Loader
+from megacpt.data.mixture import Mixture
+from megacpt.data.stream import Stream
+from megacpt.errors import DataError
+from megacpt.parallel.grid import Coordinate
+from megacpt.recipe import Recipe, Resolved
+
+
+def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus]:
+    """Domain -> its tokens, of all domains that have this part.
+
+    Args:
+        recipe: the recipe.
+        part: "shards" or "held_out".
+        vocab_size: of the model.
+
+    Raises:
+        DataError: shards are missing or broken, or made for another vocabulary.
+    """
+    corpora = {}
+    for name, domain in recipe.data.domains.items():
+        paths = getattr(domain, part)
+        if not paths:
+            continue
+        key = f"data.domains.{name}.{part}"
+        try:
+            corpus = open_corpus(paths)
+        except DataError as error:
+            error.where = f"{recipe.where(key)}: {error.where}" if error.where else recipe.where(key)
+            raise
+        if corpus.tokenizer is not None and corpus.tokenizer.vocab_size > vocab_size:
+            raise DataError(
+                "these shards were made with a larger vocabulary than the model has",
+                where=recipe.where(key),
+                found=f"{corpus.tokenizer.vocab_size:,} tokens in {corpus.tokenizer.name}",
+                expected=f"at most {vocab_size:,}",
+                hint="Build the shards with the model's own tokenizer.",
+            )
+        corpora[name] = corpus
+    return corpora
+
+
+def check_tokenizers(recipe: Recipe, parts: Mapping[str, Mapping[str, Corpus]], model_fingerprint: str | None) -> None:
+    """Refuse shards of different tokenizers, or of another tokenizer than the model's.
+
+    Fingerprints are of one kind of tokenizer file: a tokenizer.json and a SentencePiece model of the same tokenizer have
+    different ones and cannot be compared; the size of the vocabulary is all that is checked between them.
+
+    Args:
+        recipe: the recipe, for messages.
+        parts: "shards" and "held_out" -> domain -> corpus.
+        model_fingerprint: of the model's tokenizer.json; None where there is none.
+
+    Raises:
+        DataError: two fingerprints differ.
+    """
+    known = {"huggingface": (model_fingerprint, "the model's tokenizer")} if model_fingerprint else {}
+    for part, corpora in parts.items():
+        for name, corpus in corpora.items():
+            made_by = corpus.tokenizer
+            if made_by is None:
+                continue
+            expected, owner = known.setdefault(made_by.kind, (made_by.fingerprint, f"domain '{name}'"))
+            if made_by.fingerprint != expected:
+                raise DataError(
+                    "these shards were built with another tokenizer",
+                    where=recipe.where(f"data.domains.{name}.{part}"),
+                    found=f"{made_by.name}, fingerprint {made_by.fingerprint[:12]}",
+                    expected=f"fingerprint {expected[:12]}, that of {owner}",
+                    hint="The same ids would mean other text. Build them anew: megacpt shards build --tokenizer MODEL.",
+                )
+
+
+def stream(recipe: Recipe, corpora: Mapping[str, Corpus]) -> Stream:
+    """The rows of the whole run."""
+    weights = {name: domain.weight for name, domain in recipe.data.domains.items() if domain.weight}
+    return Stream(corpora, Mixture(weights, recipe.seed), recipe.data.sequence_length, recipe.seed)
+
+
+def refuse_excess_epochs(resolved: Resolved, rows: Stream) -> None:
+    """Refuse a run that would read a domain more often than its `max_epochs`.
+
+    Raises:
+        DataError: with the tokens that would be enough.
+    """
+    recipe = resolved.recipe
+    limits = {name: domain.max_epochs for name, domain in recipe.data.domains.items()}
+    num_samples = resolved.num_steps * resolved.global_rows
+    for excess in rows.epoch_excesses(num_samples, limits):
+        raise DataError(
+            f"the run would read domain '{excess.name}' {excess.epochs:.1f} times",
+            where=recipe.where(f"data.domains.{excess.name}.max_epochs"),
+            expected=f"at most {excess.max_epochs:g}",
+            hint="Give it more text, a smaller weight or the run fewer tokens; or raise max_epochs, knowingly.",
+        )
+
+
+def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int) -> Loader:
+    """This rank's micro-batches."""
+    recipe = resolved.recipe
+    return Loader(
+        rows,
+        resolved.global_rows,
+        resolved.micro_rows,
+        dp_rank=place.data,
+        dp_size=resolved.data,
+        loss_weights={name: domain.loss_weight for name, domain in recipe.data.domains.items()},
+        document_mask=recipe.data.document_mask,
+        start_step=first_step,
+    )
+
+
+def held_out(recipe: Recipe, corpora: Mapping[str, Corpus]) -> dict[str, HeldOut]:
+    """Domain -> the held-out text that is evaluated."""
+    return {
+        name: HeldOut(
+            corpus,
+            recipe.data.sequence_length,
+            recipe.evaluation.tokens_per_domain,
+            document_mask=recipe.data.document_mask,
+        )
+        for name, corpus in corpora.items()
+    }
+
+
+def describe(rows: Stream, num_samples: int) -> dict[str, str]:
+    """Domain -> what the run takes from it, in words."""
+    return {
+        domain.name: (
+            f"{domain.share:.1%} of tokens ({domain.tokens:,}), {domain.epochs:.2f} epochs of {domain.unique_tokens:,}"
+            f" unique" + (f", each at most {domain.repetitions} times" if domain.repetitions > 1 else "")
+        )
+        for domain in rows.report(num_samples)
+    }

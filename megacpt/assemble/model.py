@@ -1,0 +1,198 @@
+"""The model of a recipe: its config, the blueprint, where its weights come from, the loss, the cut into stages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from megacpt.checkpoint.huggingface import SafetensorsWeights, find_folder, read_config
+from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
+from megacpt.engine.engine import Engine
+from megacpt.engine.pipelined import PipelinedEngine
+from megacpt.engine.settings import EngineSettings
+from megacpt.engine.sharded import ShardedEngine
+from megacpt.errors import ModelError
+from megacpt.model.attention import choose_attention
+from megacpt.model.blueprint import Blueprint
+from megacpt.model.fill import RandomWeights, WeightSource
+from megacpt.model.objective import Objective
+from megacpt.model.probe import probe
+from megacpt.model.stages import StageFactory
+from megacpt.parallel.grid import Grid
+from megacpt.parallel.group import TensorGroup
+from megacpt.parallel.partition import imbalance, partition
+from megacpt.recipe import Recipe, Resolved
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+def model_folder(recipe: Recipe) -> Path | None:
+    """The folder of the base model; None for random weights. Downloads from the hub if need be."""
+    if recipe.model.path is None:
+        return None
+    return find_folder(recipe.model.path, recipe.model.revision)
+
+
+def hf_config(recipe: Recipe, folder: Path | None) -> PretrainedConfig:
+    """The model's config, checked against what the recipe promises of it.
+
+    Raises:
+        ModelError: they contradict each other.
+    """
+    stated = dict(recipe.model.config)
+    if folder is None or recipe.model.init == "random":
+        return AutoConfig.for_model(stated.pop("model_type"), **stated)
+    config = read_config(folder, trust_remote_code=recipe.model.trust_remote_code)
+    found = json.loads((folder / "config.json").read_text())
+    for key, value in stated.items():
+        actual = found.get(key, _in_config(config, key))
+        if actual != value:
+            raise ModelError(
+                "the model is not what the recipe says",
+                where=recipe.where(f"model.config.{key}"),
+                found=f"{actual} in {folder / 'config.json'}",
+                expected=value,
+                hint="Correct the recipe, or name the model that it means.",
+            )
+    return config
+
+
+def _in_config(config: PretrainedConfig, key: str) -> Any:
+    """A value by its name in config.json, wherever this version of transformers keeps it."""
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return rope[key] if key in rope else getattr(config, key, None)
+
+
+def blueprint(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> Blueprint:
+    """The model's parts; an architecture outside the tested ones is first tried on a shrunken copy."""
+    dtype = DTYPES[recipe.model.dtype]
+    probe(config)
+    return Blueprint(config, dtype, choose_attention(recipe.model.attention, device.type, dtype))
+
+
+def weights(recipe: Recipe, plan: Blueprint, folder: Path | None) -> WeightSource:
+    """Where the model's weights come from."""
+    if folder is None or recipe.model.init == "random":
+        return RandomWeights(plan.model, recipe.seed)
+    return SafetensorsWeights(folder, plan.base_name)
+
+
+def layer_costs(plan: Blueprint, sequence_length: int) -> list[float]:
+    """Training time of each layer that stages are cut from, in FLOPs per token: embedding, decoder layers, norm + head."""
+    layer = plan.flops_of_layer(sequence_length)
+    return [0.0, *[layer] * plan.num_layers, plan.flops_of_head()]
+
+
+def stage_bounds(resolved: Resolved, plan: Blueprint) -> list[int]:
+    """Which of the layers (embedding, decoder layers, norm, head) each pipeline stage begins with, and the end."""
+    cut = resolved.recipe.parallel.partition
+    if isinstance(cut, tuple):
+        layers_before = [sum(cut[:stage]) for stage in range(len(cut) + 1)]
+        bounds = [0, *(1 + before for before in layers_before[1:-1]), plan.num_layers + 2]
+    elif cut == "uniform":
+        bounds = partition([0.0, *[1.0] * plan.num_layers, 0.0], resolved.pipeline)
+    else:
+        bounds = partition(layer_costs(plan, resolved.sequence_length), resolved.pipeline)
+    return [*bounds[:-1], bounds[-1] + 1]  # the norm and the head stay together
+
+
+def engine(
+    resolved: Resolved, plan: Blueprint, source: WeightSource, grid: Grid, group: TensorGroup, num_domains: int
+) -> Engine:
+    """The engine that trains: DeepSpeed's pipeline for ZeRO 0 and 1, an ordinary one for ZeRO 2 and 3."""
+    recipe = resolved.recipe
+    factory = StageFactory(
+        plan,
+        source,
+        group,
+        sequence_parallel=recipe.parallel.sequence_parallel,
+        vocab_multiple=recipe.model.vocab_multiple,
+    )
+    objective = Objective(
+        group,
+        plan.vocab_size,
+        num_domains,
+        z_loss=recipe.loss.z_loss,
+        softcap=plan.logit_softcap,
+        logit_scale=plan.logit_scale,
+        kernel=recipe.loss.kernel,
+    )
+    settings = EngineSettings(
+        micro_rows=resolved.micro_rows,
+        num_micro_batches=resolved.num_micro_batches,
+        dtype=plan.dtype,
+        zero_stage=recipe.parallel.zero_stage,
+        gradient_clipping=recipe.optimizer.gradient_clipping,
+        activation_checkpointing=recipe.parallel.activation_checkpointing == "full",
+        sequence_parallel=recipe.parallel.sequence_parallel,
+        betas=recipe.optimizer.betas,
+        eps=recipe.optimizer.eps,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    if settings.zero_stage >= 2:
+        return ShardedEngine(factory, objective, grid, settings)
+    return PipelinedEngine(factory, objective, grid, stage_bounds(resolved, plan), settings)
+
+
+def describe(resolved: Resolved, plan: Blueprint, device: torch.device) -> dict[str, str]:
+    """The model, the layout and the steps in words, for the header of a run."""
+    recipe = resolved.recipe
+    bounds = stage_bounds(resolved, plan)
+    costs = [*layer_costs(plan, resolved.sequence_length), 0.0]
+    layers = [sum(1 <= i <= plan.num_layers for i in range(*ends)) for ends in zip(bounds, bounds[1:], strict=False)]
+    stages = f", layers {' + '.join(map(str, layers))} ({imbalance(costs, bounds):.2f} of an even cut)" * (len(layers) > 1)
+    return {
+        "model": f"{recipe.model.path or 'random'} ({plan.config.model_type}), {plan.num_parameters():,} parameters",
+        "compute": f"{recipe.model.dtype} on {resolved.world_size} x {device.type}, attention {plan.attention}",
+        "layout": f"pipeline {resolved.pipeline} x data {resolved.data} x tensor {resolved.tensor}{stages}",
+        "step": (
+            f"{resolved.global_rows} rows x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens,"
+            f" {resolved.num_micro_batches} micro-batches of {resolved.micro_rows} a rank"
+        ),
+        "run": f"{resolved.num_steps:,} steps, {resolved.num_steps * resolved.tokens_per_step:,} tokens",
+    }
+
+
+def tokenizer_fingerprint(recipe: Recipe, folder: Path | None) -> str | None:
+    """The fingerprint of the model's tokenizer, as manifests have it; None where there is no tokenizer.json."""
+    named = recipe.model.tokenizer
+    tokenizer = folder if named is None else find_folder(named)
+    path = None if tokenizer is None else tokenizer / "tokenizer.json"
+    return hugging_face_fingerprint(path) if path is not None and path.is_file() else None
+
+
+def keep_model_files(recipe: Recipe, config: PretrainedConfig, folder: Path | None, target: Path) -> None:
+    """Copy the config and the tokenizer into the run folder, for the export.
+
+    The config is the model's own, but for the dtype, which is the training's.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    if folder is None or recipe.model.init == "random":
+        values = config.to_diff_dict() | {"model_type": config.model_type}
+    else:
+        values = json.loads((folder / "config.json").read_text())
+        values.pop("torch_dtype", None)
+    (target / "config.json").write_text(json.dumps(values | {"dtype": recipe.model.dtype}, indent=2) + "\n")
+    named = recipe.model.tokenizer
+    tokenizer = folder if named is None else find_folder(named)
+    if tokenizer is None:
+        return
+    for file in (*TOKENIZER_FILES, "generation_config.json"):
+        if (tokenizer / file).is_file():
+            shutil.copy2(tokenizer / file, target / file)

@@ -1,0 +1,42 @@
+"""Where a run's records go: JSON lines, the console, TensorBoard, Weights & Biases; and the plan shown at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from megacpt.observe.console import Console
+from megacpt.observe.sinks import JsonLines, Sink, TensorBoard, Wandb
+from megacpt.recipe import Resolved, dump_recipe
+
+
+def open_sinks(resolved: Resolved, folder: Path, first_step: int, plan: Mapping[str, str]) -> list[Sink]:
+    """Make the run folder, keep the recipe in it, show the plan, open the sinks. For rank 0 only.
+
+    Args:
+        resolved: the recipe on the present world.
+        folder: the run folder.
+        first_step: steps done before; records after it are dropped.
+        plan: what to show before the first step.
+    """
+    recipe = resolved.recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    lines = JsonLines(folder)
+    lines.resume(first_step)
+    before = lines.evaluations()
+    console = Console(
+        roles={name: domain.role for name, domain in recipe.data.domains.items()},
+        num_steps=resolved.last_step,
+        num_tokens=resolved.last_step * resolved.tokens_per_step,
+        every_steps=recipe.logging.every_steps,
+        baseline=before[0] if before else None,
+    )
+    console.header(recipe.name, plan)
+    sinks: list[Sink] = [lines, console]
+    if recipe.logging.tensorboard:
+        sinks.append(TensorBoard(folder / "tensorboard", resume_step=first_step or None))
+    if recipe.logging.wandb is not None:
+        settings = recipe.logging.wandb.model_dump(exclude_none=True)
+        sinks.append(Wandb(folder, settings, recipe.model_dump(mode="json")))
+    return sinks

@@ -1,0 +1,78 @@
+"""The training command: recipe in, run out.
+
+Without torch until the recipe is known to be good, so that `--dry-run` answers on a login node and a mistake costs a
+second, not a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from megacpt import __version__
+from megacpt.errors import MegacptError
+from megacpt.recipe import Resolved, load_recipe, resolve, show
+
+USER_ERROR = 2
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("train.py", description="Continue the pre-training of a language model.")
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="a shipped recipe's name, or a path to a YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a key: lr.peak=2e-5"
+    )
+    parser.add_argument(
+        "--resume", metavar="FROM", help="auto (the newest checkpoint of the run, if any), a run folder, or a checkpoint"
+    )
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="KEY", help="a key that may differ from the checkpoint's"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and explain the recipe; train nothing, need no GPU")
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="with --dry-run: the number of processes (default: as the layout needs)"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # passed by the deepspeed launcher
+    parser.add_argument("--version", action="version", version=f"megacpt {__version__}")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. A user's mistake is one line on rank 0, without a traceback."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dry_run(arguments) if arguments.dry_run else _train(arguments)
+    except MegacptError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _dry_run(arguments: argparse.Namespace) -> int:
+    import rich.console
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    layout = recipe.parallel
+    least = layout.pipeline * layout.tensor * (1 if layout.data == "auto" else layout.data)
+    show(resolve(recipe, arguments.world_size or least), rich.console.Console())
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from megacpt.observe.quiet import quiet
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    resolved: Resolved = resolve(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    with quiet():
+        from megacpt.engine.processes import join_world, leave_world
+        from megacpt.run import Start, run
+
+        world = join_world()
+        try:
+            run(resolved, world, Start(arguments.resume, tuple(arguments.accept)))
+        finally:
+            leave_world()
+    return 0

@@ -1,0 +1,1 @@
+"""What a model knows, measured on text that it does not train on."""

@@ -1,0 +1,122 @@
+"""One run, from a resolved recipe to its last checkpoint: what is built, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from megacpt.assemble import data, model, resume
+from megacpt.assemble.outputs import open_sinks
+from megacpt.assemble.schedule import schedule
+from megacpt.checkpoint.export import MODEL_FILES
+from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.engine.processes import World, make_tensor_group
+from megacpt.evaluate.evaluator import Evaluator
+from megacpt.observe.flops import mfu
+from megacpt.observe.log import logger
+from megacpt.parallel.grid import Grid
+from megacpt.recipe import Resolved
+from megacpt.trainer.hooks import Checkpointing, Evaluation, Hook, Reporting
+from megacpt.trainer.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Start:
+    """How to begin.
+
+    Attributes:
+        resume: None: a fresh run; "auto": the newest checkpoint of the run folder, if any; else a run or checkpoint.
+        accepted: recipe keys that may differ from the checkpoint's.
+    """
+
+    resume: str | None = None
+    accepted: tuple[str, ...] = ()
+
+
+def run(resolved: Resolved, world: World, start: Start) -> None:
+    """Train. Collective: every process calls it, with the same arguments but for `world`."""
+    recipe, is_main = resolved.recipe, world.rank == 0
+    grid = Grid(resolved.pipeline, resolved.data, resolved.tensor)
+    place = grid.coordinate(world.rank)
+
+    # What to continue, if anything; refused before anything large is built.
+    folder = resume.run_folder(recipe)
+    checkpoint = resume.choose_checkpoint(start.resume, folder)
+    saved = resume.check_continues(resolved, checkpoint, start.accepted) if checkpoint else None
+    first_step = saved["step"] if saved else 0
+
+    # Model and data, checked against each other.
+    base = model.model_folder(recipe)
+    config = model.hf_config(recipe, base)
+    plan = model.blueprint(recipe, config, world.device)
+    training = data.open_corpora(recipe, "shards", plan.vocab_size)
+    held_out = data.open_corpora(recipe, "held_out", plan.vocab_size)
+    data.check_tokenizers(recipe, {"shards": training, "held_out": held_out}, model.tokenizer_fingerprint(recipe, base))
+    stream = data.stream(recipe, training)
+    data.refuse_excess_epochs(resolved, stream)
+    if saved:
+        resume.check_stream(stream, saved, checkpoint)
+
+    # The engine, with the weights of the base model or of the checkpoint.
+    group = make_tensor_group(grid, world.rank)
+    source = model.weights(recipe, plan, base)
+    engine = model.engine(resolved, plan, source, grid, group, num_domains=len(stream.names))
+    if checkpoint:
+        engine.load(checkpoint)
+        logger().info("continuing %s", checkpoint)
+
+    # What happens at and between steps.
+    if is_main and not saved:
+        model.keep_model_files(recipe, config, base, folder / MODEL_FILES)
+    shown = model.describe(resolved, plan, world.device) | data.describe(stream, resolved.num_steps * resolved.global_rows)
+    sinks = open_sinks(resolved, folder, first_step, shown) if is_main else []
+    evaluator = Evaluator(
+        engine,
+        data.held_out(recipe, held_out),
+        micro_rows=resolved.micro_rows,
+        dp_rank=place.data,
+        dp_size=resolved.data,
+    )
+    hooks: list[Hook] = [
+        Evaluation(
+            evaluator,
+            sinks,
+            resolved.tokens_per_step,
+            every_steps=resolved.evaluation_every_steps,
+            at_start=recipe.evaluation.at_start,
+            at_end=recipe.evaluation.at_end,
+        ),
+        Checkpointing(
+            engine,
+            CheckpointFolder(folder / "checkpoints"),
+            partial(resume.state, resolved, plan.vocab_size, stream),
+            every_steps=resolved.checkpoint_every_steps,
+            keep_last=recipe.checkpoint.keep_last,
+            at_end=recipe.checkpoint.at_end,
+            is_main=is_main,
+            barrier=dist.barrier,
+        ),
+    ]
+    with data.loader(resolved, stream, place, first_step) as loader:
+        Trainer(
+            engine=engine,
+            loader=loader,
+            learning_rate=schedule(resolved.lr),
+            tokens_per_step=resolved.tokens_per_step,
+            hooks=[Reporting(sinks), *hooks],
+            seed=recipe.seed,
+            utilisation=utilisation(resolved, plan.flops_per_token(resolved.sequence_length), world.device),
+        ).fit(first_step, resolved.last_step)
+    for sink in sinks:
+        sink.close()
+
+
+def utilisation(resolved: Resolved, flops_per_token: float, device: torch.device):
+    """Tokens per second -> MFU; None for devices whose peak is not known."""
+    if device.type != "cuda":
+        return lambda tokens_per_second: None
+    name = torch.cuda.get_device_name(device)
+    return lambda tokens_per_second: mfu(tokens_per_second, flops_per_token, name, resolved.world_size)

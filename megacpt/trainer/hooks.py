@@ -1,0 +1,147 @@
+"""What is done between steps: showing and keeping records, evaluating, checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.engine.engine import Engine
+from megacpt.evaluate.evaluator import Evaluator
+from megacpt.observe.log import logger
+from megacpt.observe.record import EvaluationRecord, StepRecord
+from megacpt.observe.sinks import Sink
+from megacpt.trainer.loop import Hook
+
+
+__all__ = ["Checkpointing", "Evaluation", "Hook", "Reporting"]
+
+
+class Reporting:
+    """Hands each step's record to the sinks; ranks other than 0 have none.
+
+    Args:
+        sinks: where records go.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = sinks
+
+    def before_training(self, step: int) -> None:
+        """Nothing to say yet."""
+
+    def after_step(self, record: StepRecord) -> None:
+        for sink in self.sinks:
+            sink.write_step(record)
+
+    def after_training(self, step: int) -> None:
+        """The sinks are closed after the last evaluation, by who opened them."""
+
+
+class Evaluation:
+    """Evaluates before the first step, every so many steps, and after the last.
+
+    Args:
+        evaluator: measures.
+        sinks: where the records go.
+        tokens_per_step: tokens of a global batch.
+        every_steps: None: not on the way.
+        at_start, at_end: before the first step of the run; after the last one done.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        sinks: Sequence[Sink],
+        tokens_per_step: int,
+        *,
+        every_steps: int | None,
+        at_start: bool,
+        at_end: bool,
+    ) -> None:
+        self.evaluator = evaluator
+        self.sinks = sinks
+        self.tokens_per_step = tokens_per_step
+        self.every_steps, self.at_start, self.at_end = every_steps, at_start, at_end
+        self._evaluated_step: int | None = None
+
+    def before_training(self, step: int) -> None:
+        if step > 0:
+            self._evaluated_step = step if self._is_due(step) else None
+        elif self.at_start:
+            self._evaluate(step)
+
+    def after_step(self, record: StepRecord) -> None:
+        if self._is_due(record.step):
+            self._evaluate(record.step)
+
+    def after_training(self, step: int) -> None:
+        if self.at_end and self._evaluated_step != step:
+            self._evaluate(step)
+
+    def _is_due(self, step: int) -> bool:
+        return self.every_steps is not None and step % self.every_steps == 0
+
+    def _evaluate(self, step: int) -> EvaluationRecord:
+        self._evaluated_step = step
+        record = self.evaluator.evaluate(step, step * self.tokens_per_step)
+        for sink in self.sinks:
+            sink.write_evaluation(record)
+        return record
+
+
+class Checkpointing:
+    """Saves every so many steps, and after the last.
+
+    Args:
+        engine: holds the weights and the optimizer's state.
+        folder: the run's checkpoints.
+        state: step -> what state.json holds.
+        every_steps: None: not on the way.
+        keep_last: how many checkpoints stay.
+        at_end: save after the last step done.
+        is_main: this is rank 0, which does what only one may do.
+        barrier: waits for all ranks.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: CheckpointFolder,
+        state: Callable[[int], dict[str, Any]],
+        *,
+        every_steps: int | None,
+        keep_last: int,
+        at_end: bool,
+        is_main: bool,
+        barrier: Callable[[], None],
+    ) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.state = state
+        self.every_steps, self.keep_last, self.at_end = every_steps, keep_last, at_end
+        self.is_main = is_main
+        self.barrier = barrier
+        self._saved_step: int | None = None
+
+    def before_training(self, step: int) -> None:
+        self._saved_step = step if step else None
+
+    def after_step(self, record: StepRecord) -> None:
+        if self.every_steps is not None and record.step % self.every_steps == 0:
+            self._save(record.step)
+
+    def after_training(self, step: int) -> None:
+        if self.at_end and self._saved_step != step:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        if self.is_main:
+            self.folder.begin(step)
+        self.barrier()
+        self.engine.save(self.folder.partial(step))
+        self.barrier()
+        if self.is_main:
+            path = self.folder.commit(step, self.state(step), self.keep_last)
+            logger().info("checkpoint %s", path)
+        self._saved_step = step
