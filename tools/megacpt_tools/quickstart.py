@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -77,7 +78,7 @@ def prepare() -> None:
     _step("medical text", FOLDER / "medical.jsonl", _write_medical_text)
     _step("general text", FOLDER / "general.jsonl", _write_general_text)
     for domain in HELD_OUT_FRACTION:
-        _step(f"{domain} shards", SHARDS / domain, lambda target, domain=domain: _build_shards(domain, target))
+        _step(f"{domain} shards", SHARDS / domain, partial(_build_shards, domain))
 
 
 def train(num_gpus: int) -> Path:
