@@ -11,6 +11,7 @@ until it is cast), and a chunk should have 1000 tokens or more, since each adds 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -21,9 +22,10 @@ from megacpt_kernels.exchange import Exchange, Gathering
 from megacpt_kernels.replay_cross_entropy.objective import Objective
 from megacpt_kernels.replay_cross_entropy.op import Kernel, LossOutput, Task
 
+CHUNK_TOKENS = 2048
+"""On a GPU: from about 1000 tokens on, adding to the head's gradient takes longer in the product than in memory."""
+CPU_CHUNK_TOKENS = 512
 ROW_ALIGNMENT = 64
-UNDERFLOW_GUARD = 1024.0
-"""Factor of the logit gradients in float16, whose smallest normal number is 6e-5; the rows' scales take it back."""
 
 
 def fused_linear_replay_cross_entropy(
@@ -43,7 +45,7 @@ def fused_linear_replay_cross_entropy(
     num_domains: int = 0,
     exchange: Exchange | None = None,
     kernel: Kernel = "auto",
-    chunk_tokens: int = 2048,
+    chunk_tokens: int | None = None,
     compact: bool | None = None,
     grad_head_VD: Tensor | None = None,
 ) -> LossOutput:
@@ -51,9 +53,10 @@ def fused_linear_replay_cross_entropy(
 
     Args as there, and:
         hidden_TD: the last hidden states.
-        head_VD: this rank's rows of the head, of hidden's type; padding rows get a gradient of zero.
-        chunk_tokens: tokens whose logits exist at a time (two chunks' with an exchange, whose collective then overlaps
-            with the next chunk's product).
+        head_VD: this rank's rows of the head, of hidden's type; padding rows get a gradient of zero. The products are
+            made in the inputs' type and summed in single precision; on a CPU, and for float16, they are made in it.
+        chunk_tokens: tokens whose logits exist at a time (None: 2048 on a GPU, 512 on a CPU). With an exchange on a
+            GPU two chunks' do, and the collective overlaps with the next chunk's product.
         compact: leave the rows with an ignored label out of the products. How many are left is a number the host must
             wait for, so None means: on a CPU only.
         grad_head_VD: a single-precision buffer that the head's gradient is added to in the forward, instead of being
@@ -72,11 +75,13 @@ def fused_linear_replay_cross_entropy(
             f"hidden_TD {list(hidden_TD.shape)} {hidden_TD.dtype} and head_VD {list(head_VD.shape)} {head_VD.dtype} "
             "must be matrices of one width and type"
         )
+    if chunk_tokens is None:
+        chunk_tokens = CPU_CHUNK_TOKENS if hidden_TD.device.type == "cpu" else CHUNK_TOKENS
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     objective = Objective.of_slice(
         len(head_VD),
-        exchange.size if exchange else 1,
+        1 if exchange is None else exchange.size,
         vocab_start=vocab_start,
         vocab_size=vocab_size,
         ignore_index=ignore_index,
@@ -91,8 +96,6 @@ def fused_linear_replay_cross_entropy(
             f"grad_head_VD must be float32 of head_VD's shape {list(head_VD.shape)}, "
             f"got {list(grad_head_VD.shape)} {grad_head_VD.dtype}"
         )
-    if grad_head_VD is not None and hidden_TD.dtype == torch.float16:
-        raise ValueError("grad_head_VD does not go with float16, whose gradients keep a unit of their own")
     differentiable = torch.is_grad_enabled()
     plan = _Plan(
         task,
@@ -118,32 +121,32 @@ class _Plan(NamedTuple):
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Makes both gradients in the forward; the backward multiplies them by what comes from above and lets go of them."""
+    """Makes both gradients in the forward; the backward multiplies them by what comes from above."""
 
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
-        run = _Run(hidden_TD, head_VD, plan)
-        run.all_chunks()
-        ctx.run, ctx.dtype = run, hidden_TD.dtype
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            ctx.run = run = _Run(hidden_TD, head_VD, plan)
+            run.all_chunks()
         ctx.mark_non_differentiable(run.nll_T)
-        return run.loss_T.sum() * run.unit, run.nll_T
+        return run.loss_T.sum(), run.nll_T
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, grad_nll_T: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        if ctx.run is None:
-            raise RuntimeError("the gradients were made in the forward and taken by an earlier backward")
-        run: _Run = ctx.run
+        run: _Run | None = ctx.run
+        if run is None:
+            raise RuntimeError("the gradients were made in the forward, and an earlier backward has taken them")
         ctx.run = None
-        factor = grad_loss * run.unit
-        hidden = None if run.grad_hidden_TD is None else _scaled(run.grad_hidden_TD, factor, ctx.dtype)
-        owned_by_caller = run.plan.grad_head_VD is not None
-        head = None if run.grad_head_VD is None or owned_by_caller else _scaled(run.grad_head_VD, factor, ctx.dtype)
+        dtype = run.hidden_TD.dtype
+        hidden = None if run.grad_hidden_TD is None else _scaled(run.grad_hidden_TD, grad_loss, dtype)
+        is_added = run.plan.grad_head_VD is not None
+        head = None if run.grad_head_VD is None or is_added else _scaled(run.grad_head_VD, grad_loss, dtype)
         return hidden, head, None
 
 
 class _Chunk(NamedTuple):
-    """A chunk between its product and its gradients; `rows` says which rows of the call it has."""
+    """A chunk between its product and its gradients; `rows` are its rows of the call."""
 
     rows: slice | Tensor
     task: Task
@@ -153,96 +156,96 @@ class _Chunk(NamedTuple):
 
 
 class _Run:
-    """One forward: the losses of all rows and the gradients of their weighted sum.
-
-    `unit` is 1, but for float16, whose range is too small for weights of one part in a million: the weights are then
-    taken in units of their largest, and so are loss_T and the gradients.
-    """
+    """One forward: the losses of all rows, and the gradients of their sum."""
 
     def __init__(self, hidden_TD: Tensor, head_VD: Tensor, plan: _Plan) -> None:
-        self.plan, self.hidden_TD = plan, hidden_TD
-        self.head_VD = head_VD.to(self._product_dtype())
-        self.task, self.unit = plan.task, torch.ones_like(plan.task.weights_T[:1].sum())
-        if self.head_VD.dtype == torch.float16:
-            self.unit = plan.task.weights_T.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-            self.task = replace(plan.task, weights_T=plan.task.weights_T / self.unit)
-        # The writing scan is the shorter way; its exponentials need float32's range and go ill with spread targets.
-        self.is_one_pass = self.head_VD.dtype != torch.float16 and not self.task.objective.label_smoothing
+        self.plan, self.task = plan, plan.task
+        self.hidden_TD, self.head_VD = hidden_TD, head_VD.to(_product_dtype(hidden_TD))
         self.is_differentiated = plan.wants_hidden or plan.wants_head
+        # The writing scan is the shorter way to the gradients, but has no place for a target spread over all columns.
+        self.scan_writes = self.is_differentiated and not self.task.objective.label_smoothing
         self.nll_T = torch.zeros_like(self.task.weights_T)
         self.loss_T = torch.zeros_like(self.task.weights_T)
-        self.grad_hidden_TD = torch.zeros_like(hidden_TD) if plan.wants_hidden else None
+        self.grad_hidden_TD: Tensor | None = None
+        if plan.wants_hidden:
+            self.grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=self.head_VD.dtype)
         self.grad_head_VD = plan.grad_head_VD
         if plan.wants_head and plan.grad_head_VD is None:
-            self.grad_head_VD = torch.zeros_like(head_VD, dtype=torch.promote_types(head_VD.dtype, torch.float32))
+            self.grad_head_VD = torch.zeros_like(head_VD, dtype=_wide(head_VD))
 
     def all_chunks(self) -> None:
         """Go through the rows. With an exchange on a GPU, a chunk is closed after the next one's product."""
+        chunks = self._rows_of_chunks()
         lag = 1 if self.task.exchange is not None and self.hidden_TD.is_cuda else 0
-        buffers: list[Tensor] = []
+        buffers = [self._logits_buffer() for _ in chunks[: lag + 1]]
         opened: deque[_Chunk] = deque()
-        for number, rows in enumerate(self._chunks_of_rows()):
-            if len(buffers) <= lag:
-                buffers.append(self._logits_buffer())
-            opened.append(self._open(rows, buffers[number % (lag + 1)]))
+        for number, rows in enumerate(chunks):
+            opened.append(self._open(rows, buffers[number % len(buffers)]))
             if len(opened) > lag:
                 self._close(opened.popleft())
         while opened:
             self._close(opened.popleft())
 
-    def _chunks_of_rows(self) -> list[slice | Tensor]:
+    def _rows_of_chunks(self) -> Sequence[slice | Tensor]:
         num_tokens, step = len(self.hidden_TD), self.plan.chunk_tokens
         if self.plan.compact:
             kept = (self.task.labels_T != self.task.objective.ignore_index).nonzero()[:, 0]
             if len(kept) < num_tokens:
-                return list(kept.split(step)) if len(kept) else []
+                return [kept[start : start + step] for start in range(0, len(kept), step)]
         return [slice(start, start + step) for start in range(0, num_tokens, step)]
 
-    def _open(self, rows: slice | Tensor, buffer: Tensor) -> _Chunk:
+    def _open(self, rows: slice | Tensor, buffer_CV: Tensor) -> _Chunk:
         hidden_CD = self.hidden_TD[rows].to(self.head_VD.dtype)
-        logits_CV = torch.mm(hidden_CD, self.head_VD.T, out=buffer[: len(hidden_CD)])
+        logits_CV = torch.mm(hidden_CD, self.head_VD.T, out=buffer_CV[: len(hidden_CD)])
         task = replace(self.task, labels_T=self.task.labels_T[rows], weights_T=self.task.weights_T[rows])
-        stats_CK = task.scan(logits_CV, write=self.is_differentiated and self.is_one_pass)
+        stats_CK = task.scan(logits_CV, write=self.scan_writes)
         return _Chunk(rows, task, hidden_CD, logits_CV, Gathering(task.exchange, stats_CK))
 
     def _close(self, chunk: _Chunk) -> None:
-        gathered_RCK, logits_CV, task = chunk.gathering.wait(), chunk.logits_CV, chunk.task
-        written_CV = logits_CV if self.is_differentiated and self.is_one_pass else None
-        results = task.combine(gathered_RCK, written_CV)
+        task, logits_CV = chunk.task, chunk.logits_CV
+        results = task.combine(chunk.gathering.wait(), logits_CV if self.scan_writes else None)
         self.nll_T[chunk.rows], self.loss_T[chunk.rows] = results.nll, results.loss
         if not self.is_differentiated:
             return
-        scale_C = results.scale
-        if not self.is_one_pass:
-            task.differentiate(logits_CV, torch.full_like(scale_C, UNDERFLOW_GUARD), results, logits_CV)
-            scale_C = task.weights_T / UNDERFLOW_GUARD
+        scale_C1 = results.scale[:, None]
+        if not self.scan_writes:
+            task.differentiate(logits_CV, task.weights_T, results, logits_CV)
+            scale_C1 = torch.ones_like(scale_C1)
         if self.grad_hidden_TD is not None:
-            product_CD = _product(logits_CV, self.head_VD) * scale_C[:, None]
+            product_CD = _product(logits_CV, self.head_VD).mul_(scale_C1)
             self.grad_hidden_TD[chunk.rows] = product_CD.to(self.grad_hidden_TD.dtype)
         if self.grad_head_VD is not None:
-            scaled_CD = (chunk.hidden_CD * scale_C[:, None]).to(chunk.hidden_CD.dtype)
-            _add_product(self.grad_head_VD, logits_CV.T, scaled_CD)
+            _add_product(self.grad_head_VD, logits_CV.T, (chunk.hidden_CD * scale_C1).to(logits_CV.dtype))
 
     def _logits_buffer(self) -> Tensor:
-        """Room for a chunk's logits, in rows of whole cache lines for any size of vocabulary."""
+        """Room for a chunk's logits, each row at the start of a cache line whatever the size of the vocabulary."""
         num_tokens, width = min(self.plan.chunk_tokens, len(self.hidden_TD)), len(self.head_VD)
         return self.head_VD.new_empty(num_tokens, -(-width // ROW_ALIGNMENT) * ROW_ALIGNMENT)[:, :width]
 
-    def _product_dtype(self) -> torch.dtype:
-        """The inputs' type, but float32 at least on a CPU: without matrix units for them, products of low precision
-        are 10 to 100 times slower there."""
-        dtype = self.hidden_TD.dtype
-        return torch.promote_types(dtype, torch.float32) if self.hidden_TD.device.type == "cpu" else dtype
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _product_dtype(hidden_TD: Tensor) -> torch.dtype:
+    """The type the products are made in.
+
+    Single precision at least on a CPU, where products of low precision are 10 to 100 times slower unless it has matrix
+    units for them, and for float16, whose range holds neither the exponentials nor gradients before loss scaling.
+    """
+    if hidden_TD.device.type == "cpu" or hidden_TD.dtype == torch.float16:
+        return _wide(hidden_TD)
+    return hidden_TD.dtype
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, in float32 at least."""
-    wide = torch.promote_types(left.dtype, torch.float32)
+    """left @ right, single precision at least."""
+    wide = _wide(left)
     return torch.mm(left, right) if left.dtype == wide else torch.mm(left, right, out_dtype=wide)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, accumulated in total's type inside the product."""
+    """total += left @ right, added up in total's type inside the product."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, out=total)
     else:
@@ -250,6 +253,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient * factor, multiplied in the wider type, in place where the type stays."""
+    """gradient * factor, multiplied in the wider of their types, in place where gradient's is the one asked for."""
     out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     return torch.mul(gradient, factor.reshape(1, 1), out=out)

@@ -11,7 +11,9 @@ Two forms, by who owns the backward:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -79,7 +81,7 @@ def replay_cross_entropy(
     """
     objective = Objective.of_slice(
         logits_TV.shape[-1],
-        exchange.size if exchange else 1,
+        1 if exchange is None else exchange.size,
         vocab_start=vocab_start,
         vocab_size=vocab_size,
         ignore_index=ignore_index,
@@ -126,7 +128,7 @@ def replay_cross_entropy_(
         raise ValueError("replay_cross_entropy_ does not take float16 logits; use replay_cross_entropy")
     objective = Objective.of_slice(
         logits_TV.shape[-1],
-        exchange.size if exchange else 1,
+        1 if exchange is None else exchange.size,
         vocab_start=vocab_start,
         vocab_size=vocab_size,
         ignore_index=ignore_index,
@@ -230,9 +232,15 @@ class _LogitLoss(torch.autograd.Function):
 
 
 def _passes(kernel: Kernel, device: torch.device) -> Passes:
-    if kernel == "reference" or (kernel == "auto" and device.type != "cuda"):
+    if kernel not in ("auto", "reference", "triton"):
+        raise ValueError(f'unknown kernel "{kernel}": expected "auto", "reference" or "triton"')
+    if kernel == "reference" or (kernel == "auto" and (device.type != "cuda" or find_spec("triton") is None)):
         return reference
-    raise ValueError(f'unknown kernel "{kernel}": expected "auto", "reference" or "triton"')
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f'kernel "triton" runs on a GPU, not on {device}; TRITON_INTERPRET=1 interprets it, slowly')
+    from megacpt_kernels.replay_cross_entropy import kernel as triton_passes
+
+    return triton_passes
 
 
 def _described(tensor: Tensor) -> str:
