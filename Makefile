@@ -48,6 +48,7 @@ bench: $(STAMP)
 	@set -e; for benchmark in kernels/benchmarks/*.py; do echo "== $$benchmark"; python $$benchmark; done
 
 debug: $(STAMP)
+	@rm -rf runs/debug-tiny
 	@megacpt debug-data
 	@DS_ACCELERATOR=cpu deepspeed --num_gpus 2 megacpt/train.py --recipe debug-tiny
 
@@ -68,8 +69,8 @@ $(STAMP):
 	  echo "Python's headers (Python.h) are missing; DeepSpeed's extensions are compiled against them."; \
 	  echo "Debian and Ubuntu: apt-get install python3-dev    Fedora: dnf install python3-devel"; exit 1; }
 	@echo "Setting up $(VENV): $(TORCH) and what $(CONSTRAINTS) names; this takes minutes, once."
-	@pip install --quiet $(TORCH)
-	@pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,quickstart]'
+	@pip install --quiet --no-compile $(TORCH)
+	@pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable '.[dev,quickstart]'
 	@ninja --version >/dev/null || { \
 	  echo "ninja is missing though its package is installed; try: pip install --force-reinstall ninja"; exit 1; }
 	@echo "Compiling DeepSpeed's collectives for CPUs (once, about a minute)."
