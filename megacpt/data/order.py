@@ -2,9 +2,8 @@
 
 `KeyedPermutation(n, key)` shuffles [0, n) by a Feistel network, so that the order of 10**12 rows costs no memory, no
 start-up and nothing on resume, where a stored permutation costs 8 bytes a row and is built before the first step. The
-price is about 0.3 microseconds a row, and an order that is well mixed rather than drawn uniformly from all n! orders
-(an even number of bits leaves only even permutations of the enclosing power of two): ample for shuffling text,
-worthless for cryptography.
+price is about half a microsecond a row, and an order that is well mixed rather than drawn uniformly from all n!
+orders: ample for shuffling text, worthless for cryptography.
 
 Everything is integer arithmetic on 64 bits, so that an order is the same on every machine, Python and numpy. Numbers
 that are derived from names (`stable_hash`) use BLAKE2b, never Python's `hash`, which differs between processes.
