@@ -196,7 +196,7 @@ class Mixture:
 
     @property
     def block_samples(self) -> int:
-        """Samples of a block under the weights in force: a global batch of a multiple of it has exact shares."""
+        """Samples of a block under the weights in force: shares are exact to a sample at every multiple of it."""
         return self._segments[-1].block_samples
 
     @property
