@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from megacpt import __version__
+from megacpt.assemble.stages import layers_per_stage, stage_bounds
 from megacpt.errors import MegacptError
 from megacpt.recipe import Resolved, load_recipe, resolve, show
 
@@ -21,19 +22,28 @@ USER_ERROR = 2
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("train.py", description="Continue the pre-training of a language model.")
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="a shipped recipe's name, or a path to a YAML file")
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME", help="a shipped recipe's name, or a path to a YAML file"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a key: lr.peak=2e-5"
     )
     parser.add_argument(
-        "--resume", metavar="FROM", help="auto (the newest checkpoint of the run, if any), a run folder, or a checkpoint"
+        "--resume",
+        metavar="FROM",
+        help="auto (the newest checkpoint of the run, if any), a run folder, or a checkpoint",
     )
     parser.add_argument(
         "--accept", action="append", default=[], metavar="KEY", help="a key that may differ from the checkpoint's"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check and explain the recipe; train nothing, need no GPU")
     parser.add_argument(
-        "--world-size", type=int, metavar="N", help="with --dry-run: the number of processes (default: as the layout needs)"
+        "--dry-run", action="store_true", help="check and explain the recipe; train nothing, need no GPU"
+    )
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="with --dry-run: the number of processes (default: as the layout needs)",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # passed by the deepspeed launcher
     parser.add_argument("--version", action="version", version=f"megacpt {__version__}")
@@ -57,7 +67,10 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     layout = recipe.parallel
     least = layout.pipeline * layout.tensor * (1 if layout.data == "auto" else layout.data)
-    show(resolve(recipe, arguments.world_size or least), rich.console.Console())
+    resolved = resolve(recipe, arguments.world_size or least)
+    shape = resolved.architecture
+    layers = None if shape is None else layers_per_stage(stage_bounds(recipe, shape), shape.num_layers)
+    show(resolved, rich.console.Console(), layers)
     return 0
 
 
@@ -74,5 +87,5 @@ def _train(arguments: argparse.Namespace) -> int:
         try:
             run(resolved, world, Start(arguments.resume, tuple(arguments.accept)))
         finally:
-            leave_world()
+            leave_world(world)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from megacpt.assemble import data, model, resume
 from megacpt.assemble.outputs import open_sinks
 from megacpt.assemble.schedule import schedule
+from megacpt.assemble.stages import stage_bounds
 from megacpt.checkpoint.export import MODEL_FILES
 from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt.engine.processes import World, make_tensor_group
@@ -18,7 +20,7 @@ from megacpt.evaluate.evaluator import Evaluator
 from megacpt.observe.flops import mfu
 from megacpt.observe.log import logger
 from megacpt.parallel.grid import Grid
-from megacpt.recipe import Resolved
+from megacpt.recipe import Architecture, Resolved
 from megacpt.trainer.hooks import Checkpointing, Evaluation, Hook, Reporting
 from megacpt.trainer.loop import Trainer
 
@@ -52,26 +54,30 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
     base = model.model_folder(recipe)
     config = model.hf_config(recipe, base)
     plan = model.blueprint(recipe, config, world.device)
+    architecture = Architecture.from_config(config.to_dict())
     training = data.open_corpora(recipe, "shards", plan.vocab_size)
     held_out = data.open_corpora(recipe, "held_out", plan.vocab_size)
     data.check_tokenizers(recipe, {"shards": training, "held_out": held_out}, model.tokenizer_fingerprint(recipe, base))
     stream = data.stream(recipe, training)
     data.refuse_excess_epochs(resolved, stream)
-    if saved:
+    if checkpoint and saved:
         resume.check_stream(stream, saved, checkpoint)
 
     # The engine, with the weights of the base model or of the checkpoint.
     group = make_tensor_group(grid, world.rank)
     source = model.weights(recipe, plan, base)
-    engine = model.engine(resolved, plan, source, grid, group, num_domains=len(stream.names))
+    bounds = stage_bounds(recipe, architecture)
+    engine = model.engine(resolved, plan, source, bounds, grid, group, num_domains=len(stream.names))
     if checkpoint:
         engine.load(checkpoint)
         logger().info("continuing %s", checkpoint)
 
     # What happens at and between steps.
     if is_main and not saved:
-        model.keep_model_files(recipe, config, base, folder / MODEL_FILES)
-    shown = model.describe(resolved, plan, world.device) | data.describe(stream, resolved.num_steps * resolved.global_rows)
+        model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
+    shown = model.describe(resolved, plan, bounds, world.device) | data.describe(
+        stream, resolved.num_steps * resolved.global_rows
+    )
     sinks = open_sinks(resolved, folder, first_step, shown) if is_main else []
     evaluator = Evaluator(
         engine,
@@ -108,13 +114,13 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
             tokens_per_step=resolved.tokens_per_step,
             hooks=[Reporting(sinks), *hooks],
             seed=recipe.seed,
-            utilisation=utilisation(resolved, plan.flops_per_token(resolved.sequence_length), world.device),
+            utilisation=utilisation(resolved, architecture.flops_per_token(resolved.sequence_length), world.device),
         ).fit(first_step, resolved.last_step)
     for sink in sinks:
         sink.close()
 
 
-def utilisation(resolved: Resolved, flops_per_token: float, device: torch.device):
+def utilisation(resolved: Resolved, flops_per_token: float, device: torch.device) -> Callable[[float], float | None]:
     """Tokens per second -> MFU; None for devices whose peak is not known."""
     if device.type != "cuda":
         return lambda tokens_per_second: None

@@ -1,4 +1,4 @@
-"""The data of a recipe: corpora, the mixture, the stream, this rank's loader, the held-out sets; and what they amount to."""
+"""The data of a recipe: corpora, mixture, stream, this rank's loader, held-out sets; and what they amount to."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
 def check_tokenizers(recipe: Recipe, parts: Mapping[str, Mapping[str, Corpus]], model_fingerprint: str | None) -> None:
     """Refuse shards of different tokenizers, or of another tokenizer than the model's.
 
-    Fingerprints are of one kind of tokenizer file: a tokenizer.json and a SentencePiece model of the same tokenizer have
-    different ones and cannot be compared; the size of the vocabulary is all that is checked between them.
+    Fingerprints are of one kind of tokenizer file: a tokenizer.json and a SentencePiece model of the same tokenizer
+    have different ones and cannot be compared; the size of the vocabulary is all that is checked between them.
 
     Args:
         recipe: the recipe, for messages.
@@ -133,10 +133,10 @@ def held_out(recipe: Recipe, corpora: Mapping[str, Corpus]) -> dict[str, HeldOut
 
 def describe(rows: Stream, num_samples: int) -> dict[str, str]:
     """Domain -> what the run takes from it, in words."""
+    sizes = dict(zip(rows.names, (rows.num_rows * rows.sequence_length).tolist(), strict=True))
     return {
         domain.name: (
-            f"{domain.share:.1%} of tokens ({domain.tokens:,}), {domain.epochs:.2f} epochs of {domain.unique_tokens:,}"
-            f" unique" + (f", each at most {domain.repetitions} times" if domain.repetitions > 1 else "")
+            f"{domain.share:.1%} of the tokens: {domain.tokens:,}, {domain.epochs:.2f} epochs of {sizes[domain.name]:,}"
         )
         for domain in rows.report(num_samples)
     }

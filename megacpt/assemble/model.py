@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+from megacpt.assemble.stages import layers_per_stage
 from megacpt.checkpoint.huggingface import SafetensorsWeights, find_folder, read_config
 from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
 from megacpt.engine.engine import Engine
 from megacpt.engine.pipelined import PipelinedEngine
 from megacpt.engine.settings import EngineSettings
 from megacpt.engine.sharded import ShardedEngine
-from megacpt.errors import ModelError
 from megacpt.model.attention import choose_attention
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.fill import RandomWeights, WeightSource
@@ -26,8 +25,7 @@ from megacpt.model.probe import probe
 from megacpt.model.stages import StageFactory
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.group import TensorGroup
-from megacpt.parallel.partition import imbalance, partition
-from megacpt.recipe import Recipe, Resolved
+from megacpt.recipe import Recipe, Resolved, check_promises
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 TOKENIZER_FILES = (
@@ -55,28 +53,12 @@ def hf_config(recipe: Recipe, folder: Path | None) -> PretrainedConfig:
     Raises:
         ModelError: they contradict each other.
     """
-    stated = dict(recipe.model.config)
     if folder is None or recipe.model.init == "random":
+        stated = dict(recipe.model.config)
         return AutoConfig.for_model(stated.pop("model_type"), **stated)
     config = read_config(folder, trust_remote_code=recipe.model.trust_remote_code)
-    found = json.loads((folder / "config.json").read_text())
-    for key, value in stated.items():
-        actual = found.get(key, _in_config(config, key))
-        if actual != value:
-            raise ModelError(
-                "the model is not what the recipe says",
-                where=recipe.where(f"model.config.{key}"),
-                found=f"{actual} in {folder / 'config.json'}",
-                expected=value,
-                hint="Correct the recipe, or name the model that it means.",
-            )
+    check_promises(recipe, config.to_dict(), str(folder / "config.json"))
     return config
-
-
-def _in_config(config: PretrainedConfig, key: str) -> Any:
-    """A value by its name in config.json, wherever this version of transformers keeps it."""
-    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    return rope[key] if key in rope else getattr(config, key, None)
 
 
 def blueprint(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> Blueprint:
@@ -93,29 +75,20 @@ def weights(recipe: Recipe, plan: Blueprint, folder: Path | None) -> WeightSourc
     return SafetensorsWeights(folder, plan.base_name)
 
 
-def layer_costs(plan: Blueprint, sequence_length: int) -> list[float]:
-    """Training time of each layer that stages are cut from, in FLOPs per token: embedding, decoder layers, norm + head."""
-    layer = plan.flops_of_layer(sequence_length)
-    return [0.0, *[layer] * plan.num_layers, plan.flops_of_head()]
-
-
-def stage_bounds(resolved: Resolved, plan: Blueprint) -> list[int]:
-    """Which of the layers (embedding, decoder layers, norm, head) each pipeline stage begins with, and the end."""
-    cut = resolved.recipe.parallel.partition
-    if isinstance(cut, tuple):
-        layers_before = [sum(cut[:stage]) for stage in range(len(cut) + 1)]
-        bounds = [0, *(1 + before for before in layers_before[1:-1]), plan.num_layers + 2]
-    elif cut == "uniform":
-        bounds = partition([0.0, *[1.0] * plan.num_layers, 0.0], resolved.pipeline)
-    else:
-        bounds = partition(layer_costs(plan, resolved.sequence_length), resolved.pipeline)
-    return [*bounds[:-1], bounds[-1] + 1]  # the norm and the head stay together
-
-
 def engine(
-    resolved: Resolved, plan: Blueprint, source: WeightSource, grid: Grid, group: TensorGroup, num_domains: int
+    resolved: Resolved,
+    plan: Blueprint,
+    source: WeightSource,
+    bounds: Sequence[int],
+    grid: Grid,
+    group: TensorGroup,
+    num_domains: int,
 ) -> Engine:
-    """The engine that trains: DeepSpeed's pipeline for ZeRO 0 and 1, an ordinary one for ZeRO 2 and 3."""
+    """The engine that trains: DeepSpeed's pipeline for ZeRO 0 and 1, an ordinary one for ZeRO 2 and 3.
+
+    Args:
+        bounds: of the pipeline stages, as `megacpt.assemble.stages.stage_bounds` gives them.
+    """
     recipe = resolved.recipe
     factory = StageFactory(
         plan,
@@ -147,16 +120,15 @@ def engine(
     )
     if settings.zero_stage >= 2:
         return ShardedEngine(factory, objective, grid, settings)
-    return PipelinedEngine(factory, objective, grid, stage_bounds(resolved, plan), settings)
+    # The engine lists the norm and the head apart; they stay in one stage.
+    return PipelinedEngine(factory, objective, grid, [*bounds[:-1], bounds[-1] + 1], settings)
 
 
-def describe(resolved: Resolved, plan: Blueprint, device: torch.device) -> dict[str, str]:
+def describe(resolved: Resolved, plan: Blueprint, bounds: Sequence[int], device: torch.device) -> dict[str, str]:
     """The model, the layout and the steps in words, for the header of a run."""
     recipe = resolved.recipe
-    bounds = stage_bounds(resolved, plan)
-    costs = [*layer_costs(plan, resolved.sequence_length), 0.0]
-    layers = [sum(1 <= i <= plan.num_layers for i in range(*ends)) for ends in zip(bounds, bounds[1:], strict=False)]
-    stages = f", layers {' + '.join(map(str, layers))} ({imbalance(costs, bounds):.2f} of an even cut)" * (len(layers) > 1)
+    layers = layers_per_stage(bounds, plan.num_layers)
+    stages = f", layers {' + '.join(map(str, layers))}" if len(layers) > 1 else ""
     return {
         "model": f"{recipe.model.path or 'random'} ({plan.config.model_type}), {plan.num_parameters():,} parameters",
         "compute": f"{recipe.model.dtype} on {resolved.world_size} x {device.type}, attention {plan.attention}",
@@ -165,7 +137,7 @@ def describe(resolved: Resolved, plan: Blueprint, device: torch.device) -> dict[
             f"{resolved.global_rows} rows x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens,"
             f" {resolved.num_micro_batches} micro-batches of {resolved.micro_rows} a rank"
         ),
-        "run": f"{resolved.num_steps:,} steps, {resolved.num_steps * resolved.tokens_per_step:,} tokens",
+        "run": f"{resolved.num_steps:,} steps, {resolved.total_tokens:,} tokens",
     }
 
 
@@ -177,14 +149,14 @@ def tokenizer_fingerprint(recipe: Recipe, folder: Path | None) -> str | None:
     return hugging_face_fingerprint(path) if path is not None and path.is_file() else None
 
 
-def keep_model_files(recipe: Recipe, config: PretrainedConfig, folder: Path | None, target: Path) -> None:
+def keep_model_files(recipe: Recipe, plan: Blueprint, folder: Path | None, target: Path) -> None:
     """Copy the config and the tokenizer into the run folder, for the export.
 
     The config is the model's own, but for the dtype, which is the training's.
     """
     target.mkdir(parents=True, exist_ok=True)
     if folder is None or recipe.model.init == "random":
-        values = config.to_diff_dict() | {"model_type": config.model_type}
+        values = plan.config.to_diff_dict() | {"architectures": [type(plan.model).__name__]}
     else:
         values = json.loads((folder / "config.json").read_text())
         values.pop("torch_dtype", None)

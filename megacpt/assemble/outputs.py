@@ -9,6 +9,9 @@ from megacpt.observe.console import Console
 from megacpt.observe.sinks import JsonLines, Sink, TensorBoard, Wandb
 from megacpt.recipe import Resolved, dump_recipe
 
+BEFORE_EVERYTHING = -1
+"""A run that starts at step 0 keeps no records, not even the evaluation of step 0 that it is about to repeat."""
+
 
 def open_sinks(resolved: Resolved, folder: Path, first_step: int, plan: Mapping[str, str]) -> list[Sink]:
     """Make the run folder, keep the recipe in it, show the plan, open the sinks. For rank 0 only.
@@ -23,7 +26,7 @@ def open_sinks(resolved: Resolved, folder: Path, first_step: int, plan: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     lines = JsonLines(folder)
-    lines.resume(first_step)
+    lines.resume(first_step or BEFORE_EVERYTHING)
     before = lines.evaluations()
     console = Console(
         roles={name: domain.role for name, domain in recipe.data.domains.items()},

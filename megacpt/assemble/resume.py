@@ -11,7 +11,15 @@ from megacpt.data.stream import Stream
 from megacpt.errors import CheckpointError
 from megacpt.recipe import Recipe, Resolved
 
-FREE = ("name", "logging", "evaluation", "checkpoint", "training.stop_at_step", "data.domains.*.held_out", "loss.kernel")
+FREE = (
+    "name",
+    "logging",
+    "evaluation",
+    "checkpoint",
+    "training.stop_at_step",
+    "data.domains.*.held_out",
+    "loss.kernel",
+)
 """Keys that do not change what is computed; everything else must be as it was in the checkpoint."""
 
 

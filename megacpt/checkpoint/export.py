@@ -91,7 +91,7 @@ def write_safetensors(target: Path, tensors: Iterator[tuple[str, torch.Tensor]],
     if len(shards) == 1:
         (target / "shard-00000").rename(target / SINGLE)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (target / f"shard-{number:05d}").rename(target / file)

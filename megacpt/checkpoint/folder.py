@@ -1,10 +1,10 @@
 """The checkpoints of a run: written aside, completed by a rename, found again by what is complete.
 
-    checkpoints/step_000120/        complete: the folder got this name only after everything in it was on disk
-        state.json                  step, tokens, layout, fingerprints
-        engine/                     weights as safetensors slices, DeepSpeed's optimizer state
-    checkpoints/step_000180.partial a save that never finished: ignored, and removed by the next save
-    checkpoints/latest              the name of the newest complete checkpoint
+checkpoints/step_000120/        complete: the folder got this name only after everything in it was on disk
+    state.json                  step, tokens, layout, fingerprints
+    engine/                     weights as safetensors slices, DeepSpeed's optimizer state
+checkpoints/step_000180.partial a save that never finished: ignored, and removed by the next save
+checkpoints/latest              the name of the newest complete checkpoint
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def find_checkpoint(path: Path) -> Path:
     newest = CheckpointFolder(path / "checkpoints").newest()
     if newest is None:
         raise CheckpointError(
-            "no complete checkpoint here", where=str(path), expected="a run folder or one of its checkpoints/step_NNNNNN"
+            "no complete checkpoint here",
+            where=str(path),
+            expected="a run folder or one of its checkpoints/step_NNNNNN",
         )
     return newest
 

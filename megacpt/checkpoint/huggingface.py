@@ -36,7 +36,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
             "this is no folder, and the Hugging Face hub does not give it",
             where="model.path",
             found=name,
-            hint=f"Check the spelling, the network, and `hf auth login` for gated models. The hub said: {_first_line(error)}",
+            hint=f"Check the spelling, the network, and `hf auth login` for gated models. {_first_line(error)}",
         ) from error
 
 
@@ -47,11 +47,15 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         ModelError: config.json is missing or of an unknown kind.
     """
     if not (folder / "config.json").is_file():
-        raise ModelError("no config.json in the model's folder", where=str(folder), hint="model.path names a model's folder.")
+        raise ModelError(
+            "no config.json in the model's folder", where=str(folder), hint="model.path names a model's folder."
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
-        raise ModelError("config.json is not understood", where=str(folder / "config.json"), found=_first_line(error)) from error
+        raise ModelError(
+            "config.json is not understood", where=str(folder / "config.json"), found=_first_line(error)
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -85,7 +89,7 @@ class SafetensorsWeights:
                 "no safetensors weights in the model's folder",
                 where=str(folder),
                 expected=f"{SINGLE} or {INDEX}",
-                hint="Convert older formats with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...).",
+                hint="Load and save an older format with transformers: its save_pretrained writes safetensors.",
             )
 
     def _open(self, file: str) -> safe_open:
@@ -93,7 +97,10 @@ class SafetensorsWeights:
             return safe_open(self.folder / file, framework="pt")
         except SafetensorError as error:
             raise ModelError(
-                "a weights file cannot be read", where=str(self.folder / file), found=_first_line(error), hint="Fetch it again."
+                "a weights file cannot be read",
+                where=str(self.folder / file),
+                found=_first_line(error),
+                hint="Fetch it again.",
             ) from error
 
     def read(self, name: str, piece: Slice | None) -> torch.Tensor:

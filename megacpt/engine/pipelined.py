@@ -1,6 +1,7 @@
 """Pipeline x tensor x data parallel training through DeepSpeed's pipeline engine (ZeRO 0 and 1).
 
-The stages of `megacpt.model.stages` become DeepSpeed LayerSpecs; each rank builds, and reads the weights of, only its own.
+The stages of `megacpt.model.stages` become DeepSpeed LayerSpecs; each rank builds, and reads the weights of, only its
+own.
 A single process is a pipeline of one stage: the same code trains on a laptop and on a cluster.
 """
 
@@ -51,7 +52,9 @@ class StagedModule(PipelineModule):
     The sums ride on the reduction that DeepSpeed makes for the loss anyway, so they cost no collective.
     """
 
-    def __init__(self, specs: list[LayerSpec], grid: Grid, bounds: Sequence[int], objective: Objective, checkpoint: bool):
+    def __init__(
+        self, specs: list[LayerSpec], grid: Grid, bounds: Sequence[int], objective: Objective, checkpoint: bool
+    ):
         self._bounds = list(bounds)
         super().__init__(
             layers=specs,
@@ -132,6 +135,7 @@ class PipelinedEngine:
             config=deepspeed_config(settings, grid.data),
         )
         self.objective.domain_sums = self.objective.domain_sums.to(self.engine.device)
+        self.engine._copy_recovery_script = lambda folder: None  # our weights need no script to be read
         if not (self.engine.zero_optimization() or self.engine.bfloat16_enabled()):
             self.engine.clip_fp32_gradients = self._clip_and_remember_norm
 
@@ -172,6 +176,10 @@ class PipelinedEngine:
         return self.module.owned_parameters()
 
 
-def _as_deepspeed(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
+def _as_deepspeed(
+    micro_batches: Sequence[MicroBatch],
+) -> Iterator[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
     """(inputs of the first stage, targets of the last) of each micro-batch."""
-    return (((batch.input_ids, batch.positions), (batch.labels, batch.weights, batch.domains)) for batch in micro_batches)
+    return (
+        ((batch.input_ids, batch.positions), (batch.labels, batch.weights, batch.domains)) for batch in micro_batches
+    )

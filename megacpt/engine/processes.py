@@ -17,11 +17,16 @@ from megacpt.parallel.group import TensorGroup
 
 @dataclass(frozen=True)
 class World:
-    """This process among all."""
+    """This process among all.
+
+    Attributes:
+        owns_processes: the process group was made here, and is taken down by `leave_world`.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    owns_processes: bool = True
 
 
 def join_world() -> World:
@@ -36,7 +41,9 @@ def join_world() -> World:
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.setdefault("MASTER_PORT", "0")
-    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    missing = [
+        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
     if missing:
         raise LaunchError(
             "the launcher did not say who this process is",
@@ -48,13 +55,15 @@ def join_world() -> World:
     on_cuda = accelerator.device_name() == "cuda"
     if on_cuda:
         accelerator.set_device(local_rank)
+    owns_processes = not dist.is_initialized()
     deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), torch.device(accelerator.device_name(local_rank if on_cuda else None)))
+    device = torch.device(accelerator.device_name(local_rank if on_cuda else None))
+    return World(dist.get_rank(), dist.get_world_size(), device, owns_processes)
 
 
-def leave_world() -> None:
-    """Take the process groups down, so that no rank waits for another at exit."""
-    if dist.is_initialized():
+def leave_world(world: World) -> None:
+    """Take down the process groups that `join_world` made, so that no rank waits for another at exit."""
+    if world.owns_processes:
         dist.destroy_process_group()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import deepspeed
 import torch
@@ -26,6 +27,7 @@ from megacpt.parallel.grid import Grid
 from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
 
+AnyStage = TypeVar("AnyStage", bound=Stage)
 TAG = "engine"
 WEIGHTS_SHARDED = 3
 
@@ -50,7 +52,7 @@ class StagesInLine(nn.Module):
         super().__init__()
         self.checkpointing = settings.activation_checkpointing
 
-        def shard(stage: Stage) -> Stage:
+        def shard(stage: AnyStage) -> AnyStage:
             if settings.zero_stage == WEIGHTS_SHARDED:
                 deepspeed.zero.Init(module=stage, config_dict_or_path=config, mpu=None)
             return stage
@@ -83,7 +85,7 @@ class StagesInLine(nn.Module):
 
 
 class ShardedEngine:
-    """An `Engine` on DeepSpeed's ordinary engine, for a grid without a pipeline axis. Arguments as `PipelinedEngine`."""
+    """An `Engine` on DeepSpeed's ordinary engine, for a grid of one pipeline stage. Arguments as `PipelinedEngine`."""
 
     def __init__(self, factory: StageFactory, objective: Objective, grid: Grid, settings: EngineSettings) -> None:
         self.objective = objective
@@ -118,7 +120,9 @@ class ShardedEngine:
             self.engine.step()
             losses.append(loss.detach())
             domain_sums.append(self.objective.domain_sums)
-        totals = torch.cat([torch.stack(losses).sum()[None] / self.num_losses, torch.stack(domain_sums).sum(0).flatten()])
+        totals = torch.cat(
+            [torch.stack(losses).sum()[None] / self.num_losses, torch.stack(domain_sums).sum(0).flatten()]
+        )
         dist.all_reduce(totals, group=self.mpu.get_data_parallel_group())
         loss_value, *sums = totals.double().tolist()
         by_domain = zip(*[iter(sums)] * 3, strict=True)

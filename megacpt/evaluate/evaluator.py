@@ -1,7 +1,7 @@
 """Held-out loss of every domain, unweighted, computed in the pipeline that trains.
 
-The loss of a domain is the sum of the nll of all its predicted tokens over their number, whatever its weight in training,
-so it can be compared with any other model's on the same tokens, and between tokenizers as bits per byte.
+The loss of a domain is the sum of the nll of all its predicted tokens over their number, whatever its weight in
+training, so it can be compared with any other model's on the same tokens, and between tokenizers as bits per byte.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Attention that stops at document boundaries, behind transformers' attention interface.
 
 A decoder layer passes its `attention_mask` on untouched, so megacpt hands it a `Mask` and registers backends that read
-it: `sdpa` (torch's scaled-dot-product attention with a dense mask, any device), `eager` (plain matrix products, the only
-one that knows a softcap on the scores), `varlen` (torch's variable-length attention, CUDA) and `flash_attention_2`
-(the flash-attn package, CUDA). Boundaries come from the positions, which restart at 0 in each document.
+it: `sdpa` (torch's scaled-dot-product attention with a dense mask, any device), `eager` (plain matrix products, the
+    only one that knows a softcap on the scores), `varlen` (torch's variable-length attention, CUDA) and
+    `flash_attention_2` (the flash-attn package, CUDA). Boundaries come from the positions, which restart at 0 in each
+    document.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -160,16 +162,25 @@ def varlen(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """torch's own variable-length kernel; what it cannot do (windows, softcap, another scale) goes through `sdpa`."""
+    """torch's own variable-length kernel; what it cannot do (softcap, dropout) goes through `sdpa`."""
     from torch.nn.attention.varlen import varlen_attn
 
     num_rows, num_heads, length, width = query.shape
-    if attention_mask.window is not None or softcap is not None or dropout or abs(scaling - width**-0.5) > 1e-9:
+    if softcap is not None or dropout:
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, softcap=softcap)
-    bounds = attention_mask.documents.cu_seqlens
-    key, value = (_repeat_heads(tensor, num_heads) for tensor in (key, value))
-    packed = (_lay_end_to_end(tensor) for tensor in (query, key, value))
-    out = varlen_attn(*packed, bounds, bounds, length, length, is_causal=True)
+    bounds, window = attention_mask.documents.cu_seqlens, attention_mask.window
+    out = varlen_attn(
+        _lay_end_to_end(query),
+        _lay_end_to_end(_repeat_heads(key, num_heads)),
+        _lay_end_to_end(_repeat_heads(value, num_heads)),
+        bounds,
+        bounds,
+        length,
+        length,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+    )
+    assert isinstance(out, torch.Tensor)  # it is a pair only where the log-sum-exp is asked for
     return out.view(num_rows, length, num_heads, width), None
 
 
@@ -200,7 +211,7 @@ def choose_attention(requested: str, device_type: str, dtype: torch.dtype) -> st
     half_on_cuda = device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     runnable = {
         "flash_attention_2": half_on_cuda and importlib.util.find_spec("flash_attn") is not None,
-        "varlen": half_on_cuda and importlib.util.find_spec("torch.nn.attention.varlen") is not None,
+        "varlen": half_on_cuda and _has_varlen(),
         "sdpa": True,
         "eager": True,
     }
@@ -208,7 +219,10 @@ def choose_attention(requested: str, device_type: str, dtype: torch.dtype) -> st
         return next(name for name, runs in runnable.items() if runs)
     if requested not in runnable:
         raise ModelError(
-            "unknown attention backend", where="model.attention", found=requested, expected=", ".join(["auto", *runnable])
+            "unknown attention backend",
+            where="model.attention",
+            found=requested,
+            expected=", ".join(["auto", *runnable]),
         )
     if not runnable[requested]:
         raise ModelError(
@@ -218,6 +232,15 @@ def choose_attention(requested: str, device_type: str, dtype: torch.dtype) -> st
             hint="It needs CUDA, bf16 or fp16, and its package; 'auto' takes the fastest that runs.",
         )
     return requested
+
+
+def _has_varlen() -> bool:
+    """This torch has variable-length attention with windows, which say causality too."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "window_size" in inspect.signature(varlen_attn).parameters
 
 
 def register(backend: str) -> str:

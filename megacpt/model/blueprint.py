@@ -1,10 +1,10 @@
 """What a Hugging Face architecture is made of, read off the model class itself.
 
-megacpt writes no decoder. A blueprint instantiates transformers' own model on the meta device (no memory, under a second
-for 8B), and hands out its parts: the embedding, each decoder layer, the final norm, the head. What the model's forward
-does *around* its layers (a factor on the embeddings, masks and rotary tables by layer type, a softcap on the logits) is
-read from the config. Architectures whose parity is tested are listed; any other is accepted only after the stages
-assembled from a shrunken copy of it have reproduced transformers' logits (see `megacpt.model.probe`).
+megacpt writes no decoder. A blueprint instantiates transformers' own model on the meta device (no memory, under a
+second for 8B), and hands out its parts: the embedding, each decoder layer, the final norm, the head. What the model's
+forward does *around* its layers (a factor on the embeddings, masks and rotary tables by layer type, a softcap on the
+logits) is read from the config. Architectures whose parity is tested are listed; any other is accepted only after the
+stages assembled from a shrunken copy of it have reproduced transformers' logits (see `megacpt.model.probe`).
 """
 
 from __future__ import annotations
@@ -133,25 +133,6 @@ class Blueprint:
     def num_parameters(self) -> int:
         """All parameters, tied ones once."""
         return sum(p.numel() for p in self.model.parameters())
-
-    def flops_of_layer(self, sequence_length: int) -> float:
-        """Training FLOPs per token of one decoder layer: 6 per weight and causal attention's 6 S per attended channel."""
-        weights = sum(p.numel() for p in self.base.layers[0].parameters() if p.ndim > 1)
-        heads, width = self.config.num_attention_heads, self.head_width
-        return 6.0 * weights + 6.0 * heads * width * sequence_length
-
-    def flops_per_token(self, sequence_length: int) -> float:
-        """Training FLOPs per token of the whole model; sliding windows count as if they were as long as a row."""
-        return self.num_layers * self.flops_of_layer(sequence_length) + self.flops_of_head()
-
-    def flops_of_head(self) -> float:
-        """Training FLOPs per token of the output head."""
-        return 6.0 * self.vocab_size * self.config.hidden_size
-
-    @property
-    def head_width(self) -> int:
-        width = getattr(self.config, "head_dim", None)
-        return int(width or self.config.hidden_size // self.config.num_attention_heads)
 
 
 def refuse_unsupported(config: Any) -> None:

@@ -32,8 +32,8 @@ def cut_layer(
 ) -> None:
     """Replace, in place, the parts of a decoder layer that `plan` names by this rank's share of them.
 
-    After it, each submodule's `parameter_slices` says what part of which parameter is held, and `partial_gradients` which
-    replicated parameters need their gradients summed over the group.
+    After it, each submodule's `parameter_slices` says what part of which parameter is held, and `partial_gradients`
+    which replicated parameters need their gradients summed over the group.
 
     Args:
         layer: a decoder layer on the meta device.
@@ -97,7 +97,7 @@ def _parallel_linear(linear: nn.Linear, style: str, group: TensorGroup, sequence
         return ColumnParallelLinear(linear, group, gather_output=style in GATHERED)
     row = RowParallelLinear(linear, group, split_input=style in GATHERED, sequence_parallel=sequence_parallel)
     if sequence_parallel and row.bias is not None:
-        row.partial_gradients = {"bias"}
+        mark_partial(row, {"bias"})
     return row
 
 
@@ -116,7 +116,12 @@ def _sum_gradients(module: nn.Module) -> None:
     for part in module.modules():
         names = {name for name, _ in part.named_parameters(recurse=False)}
         if names:
-            part.partial_gradients = names
+            mark_partial(part, names)
+
+
+def mark_partial(module: nn.Module, names: set[str]) -> None:
+    """Say of a module's own parameters that each rank's gradient is only a part of the sum."""
+    object.__setattr__(module, "partial_gradients", names)
 
 
 def _refuse_silent_replicas(edge: nn.Module, edge_name: str, styles: dict[str, str], model_type: str) -> None:

@@ -1,7 +1,7 @@
 """Filling a stage's empty parameters with exactly the slices that this rank holds.
 
-Stages are made on the meta device; each parameter is then read, already cut, from a `WeightSource`, so that no rank ever
-holds a whole model, or even a whole matrix that it has only a part of. Names are Hugging Face's throughout.
+Stages are made on the meta device; each parameter is then read, already cut, from a `WeightSource`, so that no rank
+ever holds a whole model, or even a whole matrix that it has only a part of. Names are Hugging Face's throughout.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RandomWeights:
 
 
 def parameters_with_slices(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Slice | None]]:
-    """Every parameter below `module`: its name there, the submodule that owns it, its name there, and what slice it is."""
+    """Every parameter below `module`: its name, the submodule that owns it, its name there, and what slice it is."""
     for owner_name, owner in module.named_modules():
         slices: dict[str, Slice] = getattr(owner, "parameter_slices", {})
         for leaf, _ in owner.named_parameters(recurse=False):

@@ -1,14 +1,16 @@
 """What is minimised: the replay-weighted cross-entropy of the whole global batch.
 
-A token's weight already carries the division by the global batch's total weight (`megacpt.data.batch`), so a micro-batch's
-loss is its share of the exact weighted mean, and sums are right however the batch is split over micro-batches and ranks.
-DeepSpeed averages losses over micro-batches and data-parallel ranks; `scale` (their number) undoes that.
+A token's weight already carries the division by the global batch's total weight (`megacpt.data.batch`), so a
+micro-batch's loss is its share of the exact weighted mean, and sums are right however the batch is split over
+micro-batches and ranks. DeepSpeed averages losses over micro-batches and data-parallel ranks; `scale` (their number)
+undoes that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -31,7 +33,8 @@ class Objective:
 
     Attributes:
         scale: a factor on the loss.
-        domain_sums: [num_domains, 3] fp32 of the last micro-batch: sum of weight * loss, sum of nll (unweighted, nats), tokens.
+        domain_sums: [num_domains, 3] fp32 of the last micro-batch: sum of weight * loss, sum of nll (unweighted, nats),
+            tokens.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Objective:
         z_loss: float = 0.0,
         softcap: float = 0.0,
         logit_scale: float = 1.0,
-        kernel: str = "auto",
+        kernel: Literal["auto", "reference", "triton"] = "auto",
     ) -> None:
         self.group = group
         self.vocab_size = vocab_size

@@ -61,7 +61,7 @@ def probe(config: PretrainedConfig) -> None:
         raise
     except Exception as error:
         raise ModelError(
-            f"model type '{config.model_type}' is not understood: a small copy of it cannot be assembled from its layers",
+            f"model type '{config.model_type}' is not understood: a small copy cannot be assembled from its layers",
             found=f"{type(error).__name__}: {error}",
         ) from error
     if difference > TOLERANCE:

@@ -16,7 +16,7 @@ from torch import nn
 
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.context import StageContext
-from megacpt.model.cut import cut_layer
+from megacpt.model.cut import cut_layer, mark_partial
 from megacpt.model.fill import WeightSource, fill, parameters_with_slices
 from megacpt.parallel.collectives import copy_to_group, gather_sequence
 from megacpt.parallel.group import TensorGroup
@@ -141,7 +141,7 @@ class NormStage(Stage):
         self.enter = gather_sequence if factory.sequence_parallel else copy_to_group
         self.norm = factory.blueprint.base.norm
         if factory.sequence_parallel:
-            self.norm.partial_gradients = {name for name, _ in self.norm.named_parameters()}
+            mark_partial(self.norm, {name for name, _ in self.norm.named_parameters()})
         self._fill(factory)
 
     def forward(self, inputs: Activation) -> torch.Tensor:

@@ -31,26 +31,6 @@ _PEAK_FLOPS_PER_SECOND = (
 )
 
 
-def flops_per_token(
-    *, num_matmul_parameters: int, num_layers: int, attention_width: int, sequence_length: int
-) -> float:
-    """Floating-point operations of training on one token, forward and backward.
-
-        6 * num_matmul_parameters + 12 * num_layers * attention_width * sequence_length / 2
-
-    A multiplication by a weight takes 2 operations forward and 4 backward; a causal query meets half the keys of its
-    row on average (documents packed into a row, or a sliding window, make that less: the figure stays the row's).
-    Chowdhery et al. 2022, "PaLM", appendix B, arXiv:2204.02311, there without the half.
-
-    Args:
-        num_matmul_parameters: parameters that are multiplied by: all but an untied input embedding.
-        num_layers: decoder layers.
-        attention_width: query heads times head width.
-        sequence_length: tokens of a row.
-    """
-    return 6 * num_matmul_parameters + 6 * num_layers * attention_width * sequence_length
-
-
 def peak_flops_per_second(device_name: str) -> float | None:
     """Dense bf16 FLOP/s of a device as `torch.cuda.get_device_name` calls it; None if it is not in the table."""
     return next((peak for part, peak in _PEAK_FLOPS_PER_SECOND if part in device_name), None)
@@ -61,7 +41,7 @@ def mfu(tokens_per_second: float, flops_per_token: float, device_name: str, num_
 
     Args:
         tokens_per_second: of all devices together.
-        flops_per_token: as `flops_per_token` gives it.
+        flops_per_token: of training, forward and backward, attention counted as causal.
         device_name: as `torch.cuda.get_device_name` gives it.
         num_devices: devices in the run.
     """

@@ -7,7 +7,8 @@
     scatter_sum_sequence  reduce-scatter (S) all-gather         the exit, with sequence parallelism
     gather_features       all-gather (last)  my slice           a column-parallel output that everybody needs whole
     split_features        my slice (last)    all-gather         a whole activation entering a row-parallel layer
-    split_sequence        my slice (S)       all-gather         a replicated activation entering a sequence-parallel region
+    split_sequence        my slice (S)       all-gather         a replicated activation entering a sequence-parallel
+    region
 
 The first four are Megatron-LM's f, g and their sequence-parallel forms (Shoeybi et al. 2019, arXiv:1909.08053;
 Korthikanti et al. 2022, arXiv:2205.05198). Activations are [B, S, width]; the sequence is dim 1.

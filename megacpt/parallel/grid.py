@@ -1,7 +1,7 @@
 """The grid of ranks: pipeline x data x tensor, tensor innermost.
 
-The order is DeepSpeed's `PipeModelDataParallelTopology`: ranks of one tensor-parallel group are neighbours (they talk most),
-pipeline stages are farthest apart (they talk least). Pure numbers; no process group is made here.
+The order is DeepSpeed's `PipeModelDataParallelTopology`: ranks of one tensor-parallel group are neighbours (they talk
+most), pipeline stages are farthest apart (they talk least). Pure numbers; no process group is made here.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """y = x W^T + b with my columns of W and my part of x; the partial products are summed over the group, b added once."""
+    """y = x W^T + b with my columns of W and my part of x; partial products are summed over the group, b added once."""
 
     def __init__(
         self, linear: nn.Linear, group: TensorGroup, *, split_input: bool = False, sequence_parallel: bool = False
@@ -94,9 +94,8 @@ class VocabularyParallelEmbedding(nn.Module):
         self.first_row = group.rank * rows
         self.weight = _meta(rows, embedding.embedding_dim, like=embedding.weight)
         self.parameter_slices = {"weight": Slice(dim=0, index=group.rank, count=group.size, padded=padded_size)}
-        padding = embedding.padding_idx
-        owned = padding is not None and 0 <= padding - self.first_row < rows
-        self.padding_row = padding - self.first_row if owned else None
+        padding_row = None if embedding.padding_idx is None else embedding.padding_idx - self.first_row
+        self.padding_row = padding_row if padding_row is not None and 0 <= padding_row < rows else None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = ids - self.first_row

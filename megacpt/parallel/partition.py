@@ -7,14 +7,15 @@ holds many parameters and takes no time, the head of a 128k vocabulary takes as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 
 def partition(costs: Sequence[float], num_stages: int) -> list[int]:
     """Bounds of the contiguous cut of `costs` into `num_stages` whose slowest stage is fastest.
 
     Returns num_stages + 1 bounds: stage s holds layers bounds[s] <= i < bounds[s + 1]. Every stage gets a layer. Among
-    equally good cuts the one with the lighter early stages is taken: early stages hold the most micro-batches in flight.
+    equally good cuts the one with the lighter early stages is taken: early stages hold the most micro-batches in
+        flight.
 
     Raises:
         ValueError: there are fewer layers than stages.
@@ -42,5 +43,5 @@ def partition(costs: Sequence[float], num_stages: int) -> list[int]:
 
 def imbalance(costs: Sequence[float], bounds: Sequence[int]) -> float:
     """The slowest stage's time over the mean stage's: 1.0 is a perfect cut."""
-    times = [sum(costs[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    times = [sum(costs[start:stop]) for start, stop in pairwise(bounds)]
     return max(times) * len(times) / sum(times)

@@ -97,7 +97,9 @@ class SliceFiles:
         by_index = {place[1].index: place[0] for place in places if place[1] is not None}
         missing = set(range(piece.count)) - set(by_index)
         if missing:
-            raise CheckpointError(f"slices of '{name}' are missing", where=str(first_path.parent), found=sorted(missing))
+            raise CheckpointError(
+                f"slices of '{name}' are missing", where=str(first_path.parent), found=sorted(missing)
+            )
         parts = [self._read(by_index[index], name) for index in range(piece.count)]
         return join(parts, piece.dim, vocab_size if piece.padded else None)
 

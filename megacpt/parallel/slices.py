@@ -1,8 +1,8 @@
 """Which part of a Hugging Face tensor a rank holds.
 
-A `Slice` says along which dim a tensor is cut, into how many equal parts, and which part is meant; `padded` is the length
-of the cut dim after padding (a vocabulary is padded so that every rank's part has one length). Loading cuts with it,
-exporting joins with it, so a conversion between layouts is nothing else than slices.
+A `Slice` says along which dim a tensor is cut, into how many equal parts, and which part is meant; `padded` is the
+length of the cut dim after padding (a vocabulary is padded so that every rank's part has one length). Loading cuts with
+it, exporting joins with it, so a conversion between layouts is nothing else than slices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Slice:
-    """Part `index` of `count` equal parts of a tensor along `dim`, after padding that dim to `padded` (None: no padding)."""
+    """Part `index` of `count` equal parts of a tensor along `dim`, first padded to `padded` unless that is None."""
 
     dim: int
     index: int
@@ -23,7 +23,7 @@ class Slice:
     padded: int | None = None
 
     def bounds(self, length: int) -> tuple[int, int]:
-        """First and last + 1 index, along `dim`, of my part of a tensor of `length` there; the part may reach past it."""
+        """First and last + 1 index of my part of a tensor of `length` along `dim`; the part may reach past it."""
         size = (self.padded or length) // self.count
         return self.index * size, (self.index + 1) * size
 

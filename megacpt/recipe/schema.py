@@ -74,7 +74,7 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """The dtype of weights and activations. Master weights, gradients and optimizer state are in fp32 either way."""
 
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "varlen", "flash_attention_2"] = "auto"
     """The attention implementation; auto takes the fastest installed one that keeps documents apart."""
 
     vocab_multiple: Count = 128
@@ -245,8 +245,9 @@ class TrainingSection(Section):
     tokens: Tokens
     """The length of the run ("20B"), rounded up to whole steps. Percentages elsewhere are of this."""
 
-    stop_at_step: Count | None = None
-    """Stop early after this step without changing any schedule: for pilots, and runs in instalments."""
+    stop_at_step: Annotated[int, Field(ge=0)] | None = None
+    """Stop early after this step without changing any schedule: for pilots, and runs in instalments. 0 trains nothing:
+    the base model is evaluated, and can be exported."""
 
 
 class EvaluationSection(Section):

@@ -13,7 +13,6 @@ from megacpt.observe.record import EvaluationRecord, StepRecord
 from megacpt.observe.sinks import Sink
 from megacpt.trainer.loop import Hook
 
-
 __all__ = ["Checkpointing", "Evaluation", "Hook", "Reporting"]
 
 

@@ -1,8 +1,8 @@
 """The training loop.
 
-Everything that happens at a step besides the step itself (reporting, evaluating, checkpointing) is a `Hook`; hooks run in
-the order given, on every rank. A run is a pure function of its first step number: the loader, the schedule and dropout's
-random numbers all follow from the step, so resuming is starting later.
+Everything that happens at a step besides the step itself (reporting, evaluating, checkpointing) is a `Hook`; hooks run
+in the order given, on every rank. A run is a pure function of its first step number: the loader, the schedule and
+dropout's random numbers all follow from the step, so resuming is starting later.
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from megacpt.checkpoint.huggingface import SafetensorsWeights, read_config
+from megacpt.engine.engine import Engine
 from megacpt.engine.pipelined import PipelinedEngine
 from megacpt.engine.processes import make_tensor_group
-from megacpt.engine.sharded import ShardedEngine
 from megacpt.engine.settings import EngineSettings
+from megacpt.engine.sharded import ShardedEngine
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.objective import Objective
 from megacpt.model.stages import StageFactory
@@ -54,7 +55,11 @@ def train(
         weight_decay=tiny.WEIGHT_DECAY,
     )
     objective = Objective(
-        group, blueprint.vocab_size, tiny.NUM_DOMAINS, softcap=blueprint.logit_softcap, logit_scale=blueprint.logit_scale
+        group,
+        blueprint.vocab_size,
+        tiny.NUM_DOMAINS,
+        softcap=blueprint.logit_softcap,
+        logit_scale=blueprint.logit_scale,
     )
     engine = build_engine(factory, objective, grid, settings)
     data_rank = grid.coordinate(rank).data
@@ -71,7 +76,7 @@ def train(
     return history
 
 
-def build_engine(factory: StageFactory, objective: Objective, grid: Grid, settings: EngineSettings):
+def build_engine(factory: StageFactory, objective: Objective, grid: Grid, settings: EngineSettings) -> Engine:
     if settings.zero_stage >= 2:
         return ShardedEngine(factory, objective, grid, settings)
     num_specs = factory.blueprint.num_layers + 3
@@ -116,9 +121,7 @@ def test_every_zero_stage_trains_as_transformers(architecture: str, zero_stage: 
 
 
 @pytest.mark.parametrize("layout, zero_stage", [((2, 1, 1), 1), ((1, 1, 2), 3), ((1, 2, 1), 2)], ids=str)
-def test_recomputed_activations_change_nothing(
-    layout: tuple[int, int, int], zero_stage: int, model_root: Path
-) -> None:
+def test_recomputed_activations_change_nothing(layout: tuple[int, int, int], zero_stage: int, model_root: Path) -> None:
     folder, expected = plain("llama-tied", model_root)
     assert_same(run_ranks(2, train, folder, layout, zero_stage=zero_stage, checkpointing=True), expected)
 

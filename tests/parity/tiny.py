@@ -1,21 +1,22 @@
 """Tiny models of every tested architecture, random batches of packed documents, and the plain transformers loop.
 
-The oracle shares no code with megacpt: each document is run through transformers' own model alone, so that boundaries and
-positions are right by construction; the loss is F.cross_entropy, the optimizer torch's AdamW.
+The oracle shares no code with megacpt: each document is run through transformers' own model alone, so that boundaries
+and positions are right by construction; the loss is F.cross_entropy, the optimizer torch's AdamW.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from megacpt.data.batch import MicroBatch
 
-WIDTHS = dict(
+WIDTHS: dict[str, Any] = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     vocab_size=118, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     initializer_range=0.1,
@@ -25,7 +26,9 @@ ARCHITECTURES: dict[str, dict] = {
     "llama": dict(model_type="llama", tie_word_embeddings=False),
     "llama-tied": dict(model_type="llama", tie_word_embeddings=True),
     "mistral": dict(model_type="mistral", sliding_window=6, tie_word_embeddings=False),
-    "qwen2": dict(model_type="qwen2", tie_word_embeddings=True, use_sliding_window=True, max_window_layers=1, sliding_window=5),
+    "qwen2": dict(
+        model_type="qwen2", tie_word_embeddings=True, use_sliding_window=True, max_window_layers=1, sliding_window=5
+    ),
     "qwen3": dict(model_type="qwen3", tie_word_embeddings=False),
     "olmo2": dict(model_type="olmo2", tie_word_embeddings=False),
     "gemma2": dict(model_type="gemma2", tie_word_embeddings=True, query_pre_attn_scalar=8, **SLIDING),
@@ -38,14 +41,14 @@ LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIPPING = 2e-3, (0.9, 0.95), 0.1, 1.0
 DOMAIN_WEIGHTS = (1.0, 0.4)
 
 
-def tiny_config(architecture: str):
+def tiny_config(architecture: str) -> PretrainedConfig:
     """The config of a tiny model of one of `ARCHITECTURES`."""
     settings = WIDTHS | ARCHITECTURES[architecture]
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def save_tiny_model(architecture: str, folder: Path) -> Path:
-    """A randomly initialised tiny model as a Hugging Face folder; norms and biases are moved off their neutral values."""
+    """A random tiny model as a Hugging Face folder; norms and biases are moved off their neutral values."""
     torch.manual_seed(0)
     config = tiny_config(architecture)
     config._attn_implementation = "eager"
@@ -105,7 +108,7 @@ def micro_batch(rows: list[Row], normaliser: float) -> MicroBatch:
     return MicroBatch(input_ids=input_ids, positions=positions, labels=labels, weights=weights, domains=domains)
 
 
-def document_losses(model, row: Row) -> torch.Tensor:
+def document_losses(model: torch.nn.Module, row: Row) -> torch.Tensor:
     """The nll of every predicted token of a row, each document run alone through transformers."""
     losses = []
     for start, stop in spans(row):
@@ -133,7 +136,8 @@ def plain_training(
     history = []
     for step in range(num_steps):
         rows = rows_of_step(step)
-        loss = sum(DOMAIN_WEIGHTS[row.domain] * document_losses(model, row).sum() for row in rows) / total_weight(rows)
+        losses = [DOMAIN_WEIGHTS[row.domain] * document_losses(model, row).sum() for row in rows]
+        loss = torch.stack(losses).sum() / total_weight(rows)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
         optimizer.step()

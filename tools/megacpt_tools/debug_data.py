@@ -1,4 +1,5 @@
-"""`megacpt debug-data`: the tiny shards of recipes/debug-tiny.yaml, from Python's language reference, without a download.
+"""`megacpt debug-data`: the tiny shards of recipes/debug-tiny.yaml, from Python's language reference, without a
+download.
 
 The tokenizer is one id per byte and one for the end of a document: 257 ids that fit any model.
 """
