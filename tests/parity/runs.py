@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -88,6 +90,22 @@ def _kill_when(metrics: Path, num_lines: int) -> None:
 def run_command(world_size: int, recipe: Path, *arguments: str, **body: Any) -> list[int]:
     """The training command on `world_size` ranks; the exit code of each."""
     return run_ranks(world_size, train, ["--recipe", str(recipe), *arguments], **body)
+
+
+def refusal(recipe: Path | str, *arguments: str, world_size: int = 1) -> str:
+    """The one line that the training command refuses with, on rank 0."""
+    outcomes = run_ranks(world_size, _refuse, ["--recipe", str(recipe), *arguments])
+    assert [code for code, _ in outcomes] == [2] * world_size, outcomes
+    lines = outcomes[0][1].strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def _refuse(rank: int, arguments: list[str]) -> tuple[int, str]:
+    """The body of a rank: the training command; its exit code and what it said on stderr."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = train(rank, arguments)
+    return code, said.getvalue()
 
 
 def metrics_of(recipe: Path, name: str = "small") -> list[dict[str, Any]]:
