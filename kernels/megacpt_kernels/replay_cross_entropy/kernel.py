@@ -23,7 +23,9 @@ from torch import Tensor
 from megacpt_kernels.replay_cross_entropy.objective import Objective, Rows
 
 BLOCK_COLUMNS = 4096
+COMBINE_BLOCK_COLUMNS = 1024
 NUM_WARPS = 8
+COMPILER_OPTIONS = {"enable_fp_fusion": True}
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN2_HIGH = tl.constexpr(0.693359375)  # nine bits: its product with an anchor up to 2^15 is exact
@@ -54,6 +56,7 @@ def scan(logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, objective: Obje
             WRITES=write,
             BLOCK=_block(logits_TV),
             num_warps=NUM_WARPS,
+            **COMPILER_OPTIONS,
         )
     return stats_TK
 
@@ -92,8 +95,9 @@ def combine(
             IS_CAPPED=objective.softcap > 0,
             IS_SMOOTHED=objective.label_smoothing > 0,
             WRITES=written_TV is not None,
-            BLOCK=1024,
+            BLOCK=COMBINE_BLOCK_COLUMNS,
             num_warps=1,
+            **COMPILER_OPTIONS,
         )
     return rows
 
@@ -129,6 +133,7 @@ def differentiate(
             IS_CAPPED=objective.softcap > 0,
             BLOCK=_block(logits_TV),
             num_warps=NUM_WARPS,
+            **COMPILER_OPTIONS,
         )
 
 
@@ -190,7 +195,7 @@ def _scan_tile(
     is_live,
     anchor,
     sums,
-    totals,
+    total,
     scale,
     cap,
     IS_CAPPED: tl.constexpr,
@@ -205,7 +210,7 @@ def _scan_tile(
     inside = columns < stop if IS_RAGGED else None
     logits = _capped(tl.load(row_start + columns, mask=inside), scale, cap, IS_CAPPED)
     if IS_SMOOTHED:
-        totals += tl.where(inside, logits, 0.0) if IS_RAGGED else logits
+        total += tl.sum(tl.where(inside, logits, 0.0) if IS_RAGGED else logits, 0)
     if IS_RAGGED:
         logits = tl.where(inside, logits, -float("inf"))
     peak = tl.max(logits, 0) * LOG2_E
@@ -223,7 +228,7 @@ def _scan_tile(
             exponentials *= _slope(logits, cap)
         written = tl.where(is_live, exponentials, 0.0)
         tl.store(row_start + columns, written.to(row_start.dtype.element_ty), mask=inside)
-    return anchor, sums, totals
+    return anchor, sums, total
 
 
 @triton.jit
@@ -266,16 +271,16 @@ def _scan_kernel(
 
     anchor = -ANCHOR_LIMIT
     sums = tl.zeros([BLOCK], tl.float32)
-    totals = tl.zeros([BLOCK], tl.float32)
+    total = 0.0
     num_whole = num_columns // BLOCK * BLOCK
     for offset in range(0, num_whole, BLOCK):
-        anchor, sums, totals = _scan_tile(
-            row_start, offset, num_columns, is_live, anchor, sums, totals, scale, cap,
+        anchor, sums, total = _scan_tile(
+            row_start, offset, num_columns, is_live, anchor, sums, total, scale, cap,
             IS_CAPPED, IS_SMOOTHED, WRITES, False, BLOCK,
         )  # fmt: skip
     if num_whole < num_columns:
-        anchor, sums, totals = _scan_tile(
-            row_start, num_whole, num_columns, is_live, anchor, sums, totals, scale, cap,
+        anchor, sums, total = _scan_tile(
+            row_start, num_whole, num_columns, is_live, anchor, sums, total, scale, cap,
             IS_CAPPED, IS_SMOOTHED, WRITES, True, BLOCK,
         )  # fmt: skip
     if WRITES:
@@ -284,7 +289,7 @@ def _scan_kernel(
     tl.store(row_stats + 1, tl.sum(sums, 0))
     tl.store(row_stats + 2, target)
     if IS_SMOOTHED:
-        tl.store(row_stats + 3, tl.sum(totals, 0))
+        tl.store(row_stats + 3, total)
 
 
 @triton.jit
