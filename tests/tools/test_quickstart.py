@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megacpt.errors import LaunchError
-from megacpt.recipe import load_recipe
+from megacpt.recipe import load_recipe, resolve
 from megacpt_tools import quickstart
 
 
@@ -39,12 +40,22 @@ def test_a_step_is_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.splitlines()[-1].endswith("is there")
 
 
-@pytest.mark.parametrize(
-    ("num_gpus", "processes", "overrides"),
-    [(0, "2", []), (1, "1", ["--set", "parallel.pipeline=1"]), (2, "2", []), (8, "2", [])],
-)
-def test_the_launch_fits_the_machine(
-    num_gpus: int, processes: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("num_gpus", "num_processes"), [(0, 2), (1, 1), (2, 2), (8, 2)])
+def test_the_recipe_fits_the_machine(num_gpus: int, num_processes: int) -> None:
+    processes, overrides = quickstart.fit_machine(num_gpus)
+    assert processes == num_processes
+    assert resolve(load_recipe(quickstart.RECIPE, overrides), processes).num_steps in (20, 60)
+
+
+def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_bfloat16, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda answer=has_bfloat16: answer)
+        _, overrides = quickstart.fit_machine(0)
+        assert load_recipe(quickstart.RECIPE, overrides).model.dtype == dtype
+
+
+def test_the_command_is_one_that_a_user_can_repeat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: list[list[str]] = []
 
@@ -53,11 +64,13 @@ def test_the_launch_fits_the_machine(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", launch)
-    run_folder = quickstart.train(num_gpus)
+    monkeypatch.setattr(quickstart, "fit_machine", lambda num_gpus: (1, ["parallel.pipeline=1"]))
+    run_folder = quickstart.train(1)
     ((deepspeed, flag, number, script, *rest),) = commands
-    assert (deepspeed, flag, number) == ("deepspeed", "--num_gpus", processes)
+    assert (deepspeed, flag, number) == ("deepspeed", "--num_gpus", "1")
     assert Path(script).name == "train.py"
-    assert rest == ["--recipe", quickstart.RECIPE, "--resume", "auto", *overrides]
+    assert rest == ["--recipe", quickstart.RECIPE, "--resume", "auto", "--set", "parallel.pipeline=1"]
+    assert f"$ {' '.join(commands[0])}" in capsys.readouterr().out
     assert run_folder == Path("runs/smollm2-135m-medical")
 
 
