@@ -92,10 +92,8 @@ def train(num_gpus: int) -> Path:
     for override in overrides:
         command += ["--set", override]
     print(f"\n$ {shlex.join(command)}", flush=True)
-    environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
-    exit_code = subprocess.run(command, env=environment).returncode
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    exit_code = subprocess.run(command, env=os.environ | {"PATH": path}).returncode
     if exit_code != 0:
         raise LaunchError("training failed", found=f"exit code {exit_code}", hint="The reason stands above.")
     recipe = load_recipe(RECIPE)
