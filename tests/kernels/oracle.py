@@ -41,6 +41,24 @@ def plain_loss(logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, options: 
     return (losses * weights_T[kept].to(losses.dtype)).sum()
 
 
+def distance(result: Tensor, exact: Tensor) -> float:
+    """The norm of their difference, in double precision."""
+    return float((result.detach().double() - exact.detach().double()).norm())
+
+
+def assert_as_accurate(result: Tensor, plain: Tensor, exact: Tensor, *, terms: float = 0.0, slack: float = 2.0) -> None:
+    """`result` is no further from `exact` than `slack` times what PyTorch's operations give in the same type.
+
+    They are granted the rounding of their result, which they may escape by luck. Where the result is made of
+    differences of `terms` (their norm), four roundings of those in single precision are granted besides.
+    """
+    assert result.shape == exact.shape
+    assert result.isfinite().all()
+    rounding = torch.finfo(result.dtype).eps / 2 * float(exact.double().norm())
+    of_terms = 4 * torch.finfo(torch.float32).eps * terms
+    assert distance(result, exact) <= slack * max(distance(plain, exact), rounding) + of_terms
+
+
 class Expected(NamedTuple):
     """The loss of logits and its gradient, exact and by PyTorch's operations in the logits' type."""
 
@@ -48,6 +66,8 @@ class Expected(NamedTuple):
     gradient_TV: Tensor
     plain_loss: Tensor
     plain_gradient_TV: Tensor
+    terms: float
+    """The norm of what the losses and the exponents of the probabilities are differences of: weighted logits."""
 
     @classmethod
     def of(cls, logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, options: Options) -> Expected:
@@ -58,83 +78,15 @@ class Expected(NamedTuple):
             loss = plain_loss(wide_TV, labels_T, weights_T, options)
             return loss.detach(), torch.autograd.grad(loss, leaf_TV)[0]
 
-        leaf_TV = logits_TV.detach()
+        values_TV = logits_TV.detach()
+        largest_T = values_TV.double().masked_fill(values_TV < -1e6, 0).abs().amax(1).clamp(min=1)
         return cls(
-            *differentiated(leaf_TV.double().requires_grad_()), *differentiated(leaf_TV.clone().requires_grad_())
+            *differentiated(values_TV.double().requires_grad_()),
+            *differentiated(values_TV.clone().requires_grad_()),
+            terms=float((largest_T * weights_T).norm()) * options.get("logit_scale", 1.0),
         )
 
-    def check_loss(self, loss: Tensor, *, terms: Tensor | float = 0.0) -> None:
-        """As `assert_as_accurate`."""
-        assert_as_accurate(loss, self.plain_loss, self.loss, terms=terms)
-
-    def check_gradient(self, gradient_TV: Tensor, *, terms: Tensor | float, slack: float = 2.0) -> None:
-        """As `assert_as_accurate`."""
-        assert_as_accurate(gradient_TV, self.plain_gradient_TV, self.gradient_TV, terms=terms, slack=slack)
-
-
-def distance(result: Tensor, exact: Tensor) -> float:
-    """The norm of their difference, in double precision."""
-    return float((result.detach().double() - exact.detach().double()).norm())
-
-
-def assert_as_accurate(
-    result: Tensor, plain: Tensor, exact: Tensor, *, terms: Tensor | float = 0.0, slack: float = 2.0
-) -> None:
-    """`result` is no further from `exact` than `slack` times what PyTorch's operations give in the same type.
-
-    Four roundings of single precision are granted besides: of `exact`, or of `terms` where it is a small difference of
-    those.
-    """
-    assert result.shape == exact.shape
-    assert result.isfinite().all()
-    size = max(float(exact.detach().double().norm()), float(torch.as_tensor(terms).double().norm()))
-    assert distance(result, exact) <= slack * distance(plain, exact) + 4 * torch.finfo(torch.float32).eps * size
-
-
-class Expected(NamedTuple):
-    """The loss of logits and its gradient, exact and by PyTorch's operations in the logits' type."""
-
-    loss: Tensor
-    gradient_TV: Tensor
-    plain_loss: Tensor
-    plain_gradient_TV: Tensor
-
-    @classmethod
-    def of(cls, logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, options: Options) -> Expected:
-        """Low precision is widened first, as losses do; its gradient is rounded back."""
-
-        def differentiated(leaf_TV: Tensor) -> tuple[Tensor, Tensor]:
-            wide_TV = leaf_TV.to(torch.promote_types(leaf_TV.dtype, torch.float32))
-            loss = plain_loss(wide_TV, labels_T, weights_T, options)
-            return loss.detach(), torch.autograd.grad(loss, leaf_TV)[0]
-
-        leaf_TV = logits_TV.detach()
-        return cls(
-            *differentiated(leaf_TV.double().requires_grad_()), *differentiated(leaf_TV.clone().requires_grad_())
-        )
-
-    def check_loss(self, loss: Tensor, *, terms: Tensor | float = 0.0) -> None:
-        """As `assert_as_accurate`."""
-        assert_as_accurate(loss, self.plain_loss, self.loss, terms=terms)
-
-    def check_gradient(self, gradient_TV: Tensor, *, terms: Tensor | float, slack: float = 2.0) -> None:
-        """As `assert_as_accurate`."""
-        assert_as_accurate(gradient_TV, self.plain_gradient_TV, self.gradient_TV, terms=terms, slack=slack)
-
-
-def distance(result: Tensor, exact: Tensor) -> float:
-    """The norm of their difference, in double precision."""
-    return float((result.detach().double() - exact.detach().double()).norm())
-
-
-def assert_as_accurate(
-    result: Tensor, plain: Tensor, exact: Tensor, *, terms: Tensor | float = 0.0, slack: float = 2.0
-) -> None:
-    """`result` is no further from `exact` than `slack` times what PyTorch's operations give in the same type.
-
-    Four roundings are granted besides: of `exact`, or of `terms` where the result is a small difference of those.
-    """
-    assert result.shape == exact.shape
-    assert result.isfinite().all()
-    size = max(float(exact.detach().double().norm()), float(torch.as_tensor(terms).double().norm()))
-    assert distance(result, exact) <= slack * distance(plain, exact) + 4 * torch.finfo(result.dtype).eps * size
+    def check(self, loss: Tensor, gradient_TV: Tensor, *, slack: float = 2.0) -> None:
+        """Both are as accurate as PyTorch's operations; `slack` is for the gradient."""
+        assert_as_accurate(loss, self.plain_loss, self.loss, terms=self.terms)
+        assert_as_accurate(gradient_TV, self.plain_gradient_TV, self.gradient_TV, terms=self.terms, slack=slack)
