@@ -70,6 +70,11 @@ class StagedModule(PipelineModule):
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
+    @torch.no_grad()
+    def _synchronize_tied_weights(self) -> None:
+        """As DeepSpeed's, out of sight of autograd, which would warn of a collective on a parameter at every backward."""
+        super()._synchronize_tied_weights()
+
     def get_additional_losses(self) -> dict[str, torch.Tensor]:
         sums = self.objective.domain_sums
         return {

@@ -55,10 +55,18 @@ def join_world() -> World:
     on_cuda = accelerator.device_name() == "cuda"
     if on_cuda:
         accelerator.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_per_process())
     owns_processes = not dist.is_initialized()
     deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
     device = torch.device(accelerator.device_name(local_rank if on_cuda else None))
     return World(dist.get_rank(), dist.get_world_size(), device, owns_processes)
+
+
+def threads_per_process() -> int:
+    """This machine's cores over the processes that share it, at least 1. The launchers say how many those are."""
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, len(os.sched_getaffinity(0)) // num_processes)
 
 
 def leave_world(world: World) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from megacpt.errors import ModelError
+from megacpt.parallel.products import is_slow
 
 
 class Documents:
@@ -87,10 +88,13 @@ def sdpa(
         return eager(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, softcap=softcap)
     mask = attention_mask.documents.dense(attention_mask.window)
     key, value = (_repeat_heads(tensor, query.shape[1]) for tensor in (key, value))
+    dtype = query.dtype
+    if is_slow(query):
+        query, key, value = query.float(), key.float(), value.float()
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
     )
-    return out.transpose(1, 2).contiguous(), None
+    return out.to(dtype).transpose(1, 2).contiguous(), None
 
 
 def eager(

@@ -7,6 +7,7 @@ itself, in chunks. With a tied head the last stage's weight is the embedding's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from megacpt.model.fill import WeightSource, fill, parameters_with_slices
 from megacpt.parallel.collectives import copy_to_group, gather_sequence
 from megacpt.parallel.group import TensorGroup
 from megacpt.parallel.layers import VocabularyParallelEmbedding
+from megacpt.parallel.products import use_fast_products
 from megacpt.parallel.slices import Slice
 
 Activation = tuple[torch.Tensor, torch.Tensor]
@@ -56,7 +58,7 @@ class StageFactory:
 
 def padded_vocab_size(vocab_size: int, multiple: int, tensor_degree: int) -> int:
     """The least size >= vocab_size that `multiple` divides and that gives every tensor-parallel rank the same rows."""
-    granule = multiple if multiple % tensor_degree == 0 else multiple * tensor_degree
+    granule = math.lcm(multiple, tensor_degree)
     return -(-vocab_size // granule) * granule
 
 
@@ -117,6 +119,7 @@ class DecoderStage(Stage):
             sequence_parallel=factory.sequence_parallel,
             model_type=blueprint.config.model_type,
         )
+        use_fast_products(self.layer)
         self._fill(factory)
 
     def forward(self, inputs: Activation) -> Activation:

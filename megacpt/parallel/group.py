@@ -47,10 +47,10 @@ class TensorGroup:
         """My 1/size of the sum of everybody's `tensor`, cut along `dim`."""
         if self.size == 1:
             return tensor
-        pieces = [piece.contiguous() for piece in tensor.chunk(self.size, dim)]
         if dist.get_backend(self.process_group) == "gloo":
             # gloo has no reduce-scatter: sum everything, keep a part. Only CPU pilots come here.
-            return self.all_reduce(tensor).chunk(self.size, dim)[self.rank].contiguous()
+            return self.all_reduce(tensor.clone()).chunk(self.size, dim)[self.rank].contiguous()
+        pieces = [piece.contiguous() for piece in tensor.chunk(self.size, dim)]
         mine = torch.empty_like(pieces[0])
         dist.reduce_scatter(mine, pieces, group=self.process_group)
         return mine

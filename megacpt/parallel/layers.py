@@ -20,6 +20,7 @@ from megacpt.parallel.collectives import (
     split_features,
 )
 from megacpt.parallel.group import TensorGroup
+from megacpt.parallel.products import linear
 from megacpt.parallel.slices import Slice
 
 
@@ -41,7 +42,7 @@ class ColumnParallelLinear(nn.Module):
         self.parameter_slices = {"weight": rows_of_mine, "bias": rows_of_mine}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
         return gather_features(y, self.group) if self.gather_output else y
 
 
@@ -62,7 +63,7 @@ class RowParallelLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.split_input:
             x = split_features(x, self.group)
-        y = self.leave(F.linear(x, self.weight), self.group)
+        y = self.leave(linear(x, self.weight), self.group)
         return y if self.bias is None else y + self.bias
 
 
