@@ -38,6 +38,7 @@ extras = {
         "build>=1.2",
         "hypothesis>=6.130",
         "import-linter>=2.5",
+        "matplotlib>=3.10",
         "mypy>=1.18",
         "pre-commit>=4",
         "pytest>=8.4",
@@ -50,7 +51,7 @@ extras = {
 setup(
     name="megacpt",
     version=version(),
-    description="Continue the pre-training of language models in three dimensions of parallelism, and measure what they forget",
+    description="Continue the pre-training of language models, 3D-parallel, without losing what they knew",
     long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
