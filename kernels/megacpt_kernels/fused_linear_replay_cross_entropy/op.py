@@ -170,8 +170,6 @@ class _Run:
         if plan.wants_hidden:
             self.grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=self.head_VD.dtype)
         self.grad_head_VD = plan.grad_head_VD
-        if plan.wants_head and plan.grad_head_VD is None:
-            self.grad_head_VD = torch.zeros_like(head_VD, dtype=_wide(head_VD))
 
     def all_chunks(self) -> None:
         """Go through the rows. With an exchange on a GPU, a chunk is closed after the next one's product."""
@@ -185,6 +183,8 @@ class _Run:
                 self._close(opened.popleft())
         while opened:
             self._close(opened.popleft())
+        if self.plan.wants_head and self.grad_head_VD is None:
+            self.grad_head_VD = torch.zeros_like(self.head_VD, dtype=_wide(self.head_VD))
 
     def _rows_of_chunks(self) -> Sequence[slice | Tensor]:
         num_tokens, step = len(self.hidden_TD), self.plan.chunk_tokens
@@ -214,8 +214,12 @@ class _Run:
         if self.grad_hidden_TD is not None:
             product_CD = _product(logits_CV, self.head_VD).mul_(scale_C1)
             self.grad_hidden_TD[chunk.rows] = product_CD.to(self.grad_hidden_TD.dtype)
-        if self.grad_head_VD is not None:
-            _add_product(self.grad_head_VD, logits_CV.T, (chunk.hidden_CD * scale_C1).to(logits_CV.dtype))
+        if self.plan.wants_head:
+            scaled_CD = (chunk.hidden_CD * scale_C1).to(logits_CV.dtype)
+            if self.grad_head_VD is None:
+                self.grad_head_VD = _product(logits_CV.T, scaled_CD)
+            else:
+                _add_product(self.grad_head_VD, logits_CV.T, scaled_CD)
 
     def _logits_buffer(self) -> Tensor:
         """Room for a chunk's logits, each row at the start of a cache line whatever the size of the vocabulary."""

@@ -30,7 +30,7 @@ def scan(logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, objective: Obje
     idle_T1 = (~_live(labels_T, weights_T, objective))[:, None]
     for rows in _row_blocks(logits_TV):
         raw = logits_TV[rows, :columns]
-        logits, slope = _logits(raw, objective)
+        logits, slope = _logits(raw, objective, copies=not write)
         anchor = logits.amax(1, keepdim=True).clamp_(torch.finfo(logits.dtype).min, torch.finfo(logits.dtype).max)
         target = logits.gather(1, column_T[rows, None])
         stats_TK[rows, 0] = anchor[:, 0]
@@ -42,7 +42,9 @@ def scan(logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, objective: Obje
         if write:
             if slope is not None:
                 exponentials *= slope
-            raw.copy_(exponentials.masked_fill_(idle_T1[rows], 0))
+            exponentials.masked_fill_(idle_T1[rows], 0)
+            if exponentials is not raw:
+                raw.copy_(exponentials)
     return stats_TK
 
 
@@ -131,9 +133,9 @@ def _row_blocks(logits_TV: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _logits(raw: Tensor, objective: Objective) -> tuple[Tensor, Tensor | None]:
-    """The logits z of the formula, as a new tensor, and dz/dx over logit_scale (None: 1)."""
-    logits = raw.to(_working_dtype(raw), copy=True)
+def _logits(raw: Tensor, objective: Objective, *, copies: bool = True) -> tuple[Tensor, Tensor | None]:
+    """The logits z of the formula, and dz/dx over logit_scale (None: 1); without `copies`, in the raw ones' place."""
+    logits = raw.to(_working_dtype(raw), copy=copies)
     if objective.logit_scale != 1:
         logits *= objective.logit_scale
     if not objective.softcap:

@@ -136,6 +136,19 @@ def test_nothing_to_learn_from(num_ignored: int, kernel: Kernel, device: str) ->
         assert (output.nll_T[:num_ignored] == 0).all()
 
 
+def test_a_broken_row_without_weight_does_no_harm(kernel: Kernel, device: str) -> None:
+    logits_TV, labels_T, _ = batch(3, 100, device)
+    labels_T[:] = 7
+    broken_TV = logits_TV.clone()
+    broken_TV[1, 50] = torch.inf
+    weights_T = torch.tensor([1.0, 0.0, 1.0], device=device)
+    for op in (strict, factored):
+        output, gradient_TV = op(broken_TV, labels_T, weights_T, kernel=kernel)
+        expected, expected_TV = op(logits_TV, labels_T, weights_T, kernel=kernel)
+        assert torch.equal(output.loss, expected.loss)
+        assert torch.equal(gradient_TV, expected_TV)
+
+
 def test_no_rows(kernel: Kernel, device: str) -> None:
     logits_TV = torch.empty(0, 100, device=device, requires_grad=True)
     labels_T = torch.empty(0, dtype=torch.int64, device=device)
