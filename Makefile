@@ -45,7 +45,8 @@ check: $(STAMP)
 	lint-imports --no-cache
 
 bench: $(STAMP)
-	@set -e; for benchmark in kernels/benchmarks/*.py; do echo "== $$benchmark"; python $$benchmark; done
+	@megacpt quickstart --prepare-only
+	@set -e; for benchmark in benchmarks/*.py kernels/benchmarks/*.py; do echo "== $$benchmark"; python $$benchmark; done
 
 debug: $(STAMP)
 	@rm -rf runs/debug-tiny

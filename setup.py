@@ -52,7 +52,7 @@ setup(
     name="megacpt",
     version=version(),
     description="Continue the pre-training of language models, 3D-parallel, without losing what they knew",
-    long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -63,6 +63,7 @@ setup(
         *find_packages("tools", include=["megacpt_tools", "megacpt_tools.*"]),
     ],
     package_dir={"megacpt_kernels": "kernels/megacpt_kernels", "megacpt_tools": "tools/megacpt_tools"},
+    package_data={package: ["py.typed"] for package in ("megacpt", "megacpt_kernels", "megacpt_tools")},
     data_files=recipe_files(),
     install_requires=[
         "deepspeed>=0.19.8,<0.20",

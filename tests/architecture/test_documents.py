@@ -23,9 +23,11 @@ def document(request: pytest.FixtureRequest) -> Path:
 
 
 def commands_in(text: str) -> str:
-    """The fenced blocks, as one text with continued lines joined."""
-    blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return "\n".join(blocks).replace("\\\n", " ")
+    """The fenced blocks of commands, as one text with continued lines joined."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return "\n".join(block for language, block in fences if language in ("", "sh", "bash", "console")).replace(
+        "\\\n", " "
+    )
 
 
 def test_commands_exist(document: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 
 def test_nothing_beside_train_hides_another_module(repository: Path) -> None:
-    ours = {path.stem for path in (repository / "megacpt").iterdir() if not path.name.startswith("_")}
+    found = [path for path in (repository / "megacpt").iterdir() if path.is_dir() or path.suffix == ".py"]
+    ours = {path.stem for path in found if not path.name.startswith("_")}
     others = set(sys.stdlib_module_names) | set(packages_distributions())
     assert not ours & others

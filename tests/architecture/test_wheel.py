@@ -25,16 +25,16 @@ def test_wheel_holds_packages_recipes_and_command(repository: Path, tmp_path: Pa
     with ZipFile(tmp_path / f"megacpt-{megacpt.__version__}-py3-none-any.whl") as wheel:
         packed = set(wheel.namelist())
         entry_points = wheel.read(f"megacpt-{megacpt.__version__}.dist-info/entry_points.txt").decode()
-    modules = {
+    files = {
         f"{package}/{path.relative_to(source / folder).as_posix()}"
         for folder, package in PACKAGES.items()
-        for path in (source / folder).rglob("*.py")
+        for path in (source / folder).rglob("*.py*")
     }
     recipes = {
         f"megacpt-{megacpt.__version__}.data/data/share/megacpt/{path.relative_to(source).as_posix()}"
         for path in (source / "recipes").rglob("*.yaml")
     }
-    assert modules - packed == set()
+    assert files - packed == set()
     assert recipes - packed == set()
     assert not any(name.startswith(("tests/", "kernels/", "tools/")) for name in packed)
     assert "megacpt = megacpt_tools.cli:main" in entry_points
