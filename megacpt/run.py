@@ -73,7 +73,7 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
         logger().info("continuing %s", checkpoint)
 
     # What happens at and between steps.
-    if is_main and not saved:
+    if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
     shown = model.describe(resolved, plan, bounds, world.device) | data.describe(
         stream, resolved.num_steps * resolved.global_rows

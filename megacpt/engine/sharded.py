@@ -105,6 +105,7 @@ class ShardedEngine:
             config=config,
             mpu=self.mpu,
         )
+        self.engine._copy_recovery_script = lambda folder: None  # our weights need no script to be read
         self.weights_are_sharded = settings.zero_stage == WEIGHTS_SHARDED
 
     def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:

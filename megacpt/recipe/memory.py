@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.resolve import Resolved
 
-HEAD_CHUNK_TOKENS = 4096
+HEAD_CHUNK_TOKENS = 2048
 """Tokens whose logits exist at a time in the fused head and loss."""
 
 

@@ -135,6 +135,18 @@ def pipeline_limits_zero(recipe: Recipe) -> Violations:
         )
 
 
+def bf16_needs_zero_1(recipe: Recipe) -> Violations:
+    """DeepSpeed keeps fp32 master weights of a bf16 model only in its ZeRO optimizers."""
+    if recipe.model.dtype == "bfloat16" and recipe.parallel.zero_stage == 0:
+        yield RecipeError(
+            "a bf16 model needs ZeRO for its fp32 master weights",
+            where=recipe.where("parallel.zero_stage"),
+            found="zero_stage 0 with dtype bfloat16",
+            expected="zero_stage 1 or more",
+            hint="Use zero_stage: 1; on one data-parallel rank it is the same. Or train in float32.",
+        )
+
+
 def sequence_parallel_splits(recipe: Recipe) -> Violations:
     """Sequence parallelism needs tensor parallelism, and a sequence that it divides."""
     parallel, length = recipe.parallel, recipe.data.sequence_length
@@ -276,6 +288,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     anchors_are_only_measured,
     some_domain_counts,
     pipeline_limits_zero,
+    bf16_needs_zero_1,
     sequence_parallel_splits,
     partition_has_all_stages,
     rate_keys_are_used,

@@ -15,6 +15,7 @@ import torch
 
 from megacpt.data.loader import Loader
 from megacpt.engine.engine import Engine
+from megacpt.observe.log import logger
 from megacpt.observe.record import DomainLoss, StepRecord
 from megacpt.observe.throughput import Throughput
 
@@ -75,6 +76,8 @@ class Trainer:
         tokens = (step + 1) * self.tokens_per_step
         rate = self.learning_rate(tokens)
         result = self.engine.train_step(self.loader.step(step), rate)
+        if result.skipped:
+            logger().warning("step %d is skipped: its gradient norm is not finite", step + 1)
         domains = {
             name: DomainLoss(loss=nll / num_tokens, tokens=num_tokens)
             for name, (_, nll, num_tokens) in zip(self.loader.stream.names, result.domain_sums, strict=True)

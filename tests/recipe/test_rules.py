@@ -45,6 +45,9 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         (["parallel={pipeline: 2, zero_stage: 2}"], "parallel.zero_stage: ZeRO 2 and 3 are incompatible with pipeline"),
         (["parallel={pipeline: 2, zero_stage: 3}"], "Use zero_stage: 1 (and more pipeline or tensor"),
     ],
+    rules.bf16_needs_zero_1: [
+        (["parallel.zero_stage=0"], "parallel.zero_stage: a bf16 model needs ZeRO for its fp32 master weights"),
+    ],
     rules.sequence_parallel_splits: [
         (["parallel.sequence_parallel=true"], "parallel.sequence_parallel: sequence parallelism splits"),
         (
