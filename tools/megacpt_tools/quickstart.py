@@ -101,25 +101,8 @@ def train(num_gpus: int) -> Path:
 
 
 def fit_machine(num_gpus: int) -> tuple[int, list[str]]:
-    """Number of processes, and what to change in the recipe.
-
-    Two processes hold a pipeline stage each, but cannot share one GPU. A CPU whose bfloat16 oneDNN does not know (one
-    without AVX-512) multiplies and differentiates matrices 29 times slower in it than in float32: 2.7 and 79 GFLOP/s
-    on a core of an EPYC of 2021. There the run is in float32, with a sixth of the tokens in 20 steps instead of 60.
-    """
-    import torch
-
-    if num_gpus == 1:
-        return 1, ["parallel.pipeline=1"]
-    if num_gpus == 0 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return 2, [
-            "model.dtype=float32",
-            "training.tokens=20480",
-            "data.sequence_length=256",
-            "evaluation.every=null",
-            "evaluation.tokens_per_domain=4Ki",
-        ]
-    return 2, []
+    """Number of processes, and what to change in the recipe: two hold a stage each, but cannot share one GPU."""
+    return (1, ["parallel.pipeline=1"]) if num_gpus == 1 else (2, [])
 
 
 def export(run_folder: Path) -> None:
