@@ -1,0 +1,95 @@
+"""The objective: what reaches the loss, and what it is by plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from megacpt.model.objective import Objective
+from megacpt.parallel.group import TensorGroup
+
+VOCAB_SIZE, PADDED, NUM_DOMAINS = 11, 16, 3
+GENERATOR = torch.Generator().manual_seed(0)
+HIDDEN = torch.randn(2, 5, 4, generator=GENERATOR)
+HEAD = torch.randn(PADDED, 4, generator=GENERATOR)
+LABELS = torch.tensor([[1, -100, 3, 10, 0], [4, 4, -100, 7, 2]])
+WEIGHTS = torch.rand(2, 5, generator=GENERATOR) * (LABELS >= 0)
+DOMAINS = torch.tensor([[0] * 5, [2] * 5])
+TARGETS = (LABELS, WEIGHTS, DOMAINS)
+Z_LOSS = 0.25
+
+
+def objective(**settings: Any) -> Objective:
+    return Objective(TensorGroup(), VOCAB_SIZE, NUM_DOMAINS, kernel="reference", **settings)
+
+
+def logits(softcap: float = 0.0, logit_scale: float = 1.0) -> torch.Tensor:
+    """[10, 11]: without the columns of the padding."""
+    values = (HIDDEN.flatten(0, 1) @ HEAD.T)[:, :VOCAB_SIZE].double() * logit_scale
+    return softcap * torch.tanh(values / softcap) if softcap else values
+
+
+def weighted(nll: torch.Tensor) -> float:
+    return float((WEIGHTS.flatten().double() * nll).sum())
+
+
+def nll(**shape: float) -> torch.Tensor:
+    return F.cross_entropy(logits(**shape), LABELS.flatten(), reduction="none", ignore_index=-100)
+
+
+def squares() -> torch.Tensor:
+    return Z_LOSS * logits().logsumexp(1) ** 2
+
+
+def test_the_loss_is_the_weighted_sum() -> None:
+    assert objective()((HIDDEN, HEAD), TARGETS).item() == pytest.approx(weighted(nll()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [{"softcap": 2.0}, {"logit_scale": 0.3}, {"softcap": 2.0, "logit_scale": 0.3}])
+def test_what_the_architecture_does_to_its_logits(shape: dict[str, float]) -> None:
+    assert objective(**shape)((HIDDEN, HEAD), TARGETS).item() == pytest.approx(weighted(nll(**shape)), rel=1e-5)
+
+
+def test_the_scale_is_a_factor_on_loss_and_gradient_alone() -> None:
+    measured = objective(z_loss=Z_LOSS)
+    hidden = HIDDEN.clone().requires_grad_()
+    loss = measured((hidden, HEAD), TARGETS)
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    sums = measured.domain_sums
+    measured.scale = 8.0
+    scaled = measured((hidden, HEAD), TARGETS)
+    assert loss.item() == pytest.approx(weighted(nll() + squares()), rel=1e-5)
+    assert scaled.item() == pytest.approx(8 * loss.item(), rel=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(scaled, hidden)[0], 8 * gradient)
+    assert torch.equal(measured.domain_sums, sums)
+
+
+def test_evaluation_is_the_plain_nll() -> None:
+    measured = objective(z_loss=Z_LOSS)
+    measured.scale = 8.0
+    with measured.evaluation():
+        assert measured((HIDDEN, HEAD), TARGETS).item() == pytest.approx(weighted(nll()), rel=1e-5)
+    assert (measured.scale, measured.z_loss) == (8.0, Z_LOSS)
+
+
+def test_evaluation_ends_where_it_fails() -> None:
+    measured = objective(z_loss=Z_LOSS)
+    with pytest.raises(RuntimeError), measured.evaluation():
+        raise RuntimeError
+    assert (measured.scale, measured.z_loss) == (1.0, Z_LOSS)
+
+
+def test_domain_sums() -> None:
+    measured = objective()
+    measured((HIDDEN, HEAD), TARGETS)
+    by_row = nll().view(2, 5)
+    expected = torch.zeros(NUM_DOMAINS, 3, dtype=torch.float64)
+    for row, domain in enumerate((0, 2)):
+        expected[domain] = torch.stack(
+            [(WEIGHTS[row] * by_row[row]).sum(), by_row[row].sum(), (LABELS[row] >= 0).sum()]
+        )
+    torch.testing.assert_close(measured.domain_sums.double(), expected, rtol=1e-5, atol=1e-6)
+    assert not measured.domain_sums.requires_grad
