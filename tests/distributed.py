@@ -92,9 +92,7 @@ def free_port() -> int:
         return port
 
 
-def _collect(
-    processes: list[BaseProcess], pipes: list[Connection], folder: Path, timeout_seconds: float
-) -> list[Any]:
+def _collect(processes: list[BaseProcess], pipes: list[Connection], folder: Path, timeout_seconds: float) -> list[Any]:
     """The results of all ranks; raises at the first failure."""
     __tracebackhide__ = True
     world_size = len(processes)
