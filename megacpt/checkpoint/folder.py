@@ -55,7 +55,8 @@ class CheckpointFolder:
             if path.is_file():
                 _sync(path)
         if final.exists():  # the same step saved again, after a resume from an older checkpoint
-            shutil.rmtree(final)
+            (self.folder / LATEST).unlink(missing_ok=True)
+            self._discard(final)
         partial.rename(final)
         _sync(self.folder)
         aside = self.folder / f"{LATEST}{PARTIAL}.txt"
@@ -63,9 +64,14 @@ class CheckpointFolder:
         _sync(aside)
         aside.rename(self.folder / LATEST)
         _sync(self.folder)
-        for old in self.complete()[:-keep_last]:
-            shutil.rmtree(old)
+        others = [path for path in self.complete() if path != final]
+        for old in others[: max(0, len(others) + 1 - keep_last)]:
+            self._discard(old)
         return final
+
+    def _discard(self, checkpoint: Path) -> None:
+        """Remove a checkpoint; first its name, so that a half-removed one is never taken for complete."""
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}-discarded{PARTIAL}")))
 
     def complete(self) -> list[Path]:
         """All complete checkpoints, oldest first."""
