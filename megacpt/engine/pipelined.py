@@ -72,7 +72,7 @@ class StagedModule(PipelineModule):
 
     @torch.no_grad()
     def _synchronize_tied_weights(self) -> None:
-        """As DeepSpeed's, out of sight of autograd, which would warn of a collective on a parameter at every backward."""
+        """As DeepSpeed's, out of sight of autograd, which would warn of it at every backward."""
         super()._synchronize_tied_weights()
 
     def get_additional_losses(self) -> dict[str, torch.Tensor]:

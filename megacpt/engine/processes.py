@@ -36,7 +36,7 @@ def join_world() -> World:
     through NCCL, everything else through gloo.
 
     Raises:
-        LaunchError: the launcher's variables are incomplete.
+        LaunchError: the launcher's variables are incomplete, or the processes do not find each other.
     """
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -58,7 +58,15 @@ def join_world() -> World:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_process())
     owns_processes = not dist.is_initialized()
-    deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    except dist.DistNetworkError as error:
+        raise LaunchError(
+            "the processes could not meet",
+            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            found=str(error).strip().partition("\n")[0],
+            hint="If another run holds the port, give this one its own: deepspeed --master_port 29501 ...",
+        ) from error
     device = torch.device(accelerator.device_name(local_rank if on_cuda else None))
     return World(dist.get_rank(), dist.get_world_size(), device, owns_processes)
 
