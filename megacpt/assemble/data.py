@@ -89,7 +89,7 @@ def refuse_excess_epochs(resolved: Resolved, rows: Stream) -> None:
     """Refuse a run that would read a domain more often than its `max_epochs`.
 
     Raises:
-        DataError: with the tokens that would be enough.
+        DataError: naming the first such domain, how often it would be read, and its limit.
     """
     recipe = resolved.recipe
     limits = {name: domain.max_epochs for name, domain in recipe.data.domains.items()}

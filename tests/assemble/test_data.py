@@ -1,0 +1,163 @@
+"""The data of a recipe: what is opened, what does not belong together, and what would be read too often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from megacpt.assemble import data
+from megacpt.data.corpus import Corpus
+from megacpt.data.manifest import TokenizerRecord
+from megacpt.errors import DataError
+from megacpt.parallel.grid import Coordinate
+from tests.assemble.recipes import resolved
+from tests.data.memory_corpus import MemoryCorpus
+
+
+def made_by(fingerprint: str | None, kind: str = "huggingface") -> Corpus:
+    """A corpus made by a tokenizer; without a fingerprint, nobody knows by which."""
+    corpus = cast(Any, MemoryCorpus([20] * 9))
+    corpus.tokenizer = fingerprint and TokenizerRecord(
+        kind=cast(Any, kind),
+        name=f"tokenizer-{fingerprint}",
+        fingerprint=fingerprint * 64,
+        vocab_size=100,
+        bos_id=None,
+        eos_id=0,
+        adds_bos=False,
+        adds_eos=True,
+    )
+    return corpus
+
+
+@pytest.mark.parametrize(
+    "shards, held_out, model",
+    [
+        ({"law": "a", "web": "a"}, {"law": "a"}, "a"),
+        ({"law": "a", "web": "a"}, {"exam": "a"}, None),
+        ({"law": None, "web": "a"}, {"law": None}, "a"),
+        ({"law": None, "web": None}, {}, "a"),
+    ],
+)
+def test_equal_and_unknown_tokenizers_pass(
+    shards: dict[str, str | None], held_out: dict[str, str | None], model: str | None, tmp_path: Path
+) -> None:
+    parts = {
+        part: {name: made_by(fingerprint) for name, fingerprint in names.items()}
+        for part, names in (("shards", shards), ("held_out", held_out))
+    }
+    data.check_tokenizers(resolved(tmp_path).recipe, parts, model and model * 64)
+
+
+@pytest.mark.parametrize(
+    "shards, held_out, model, said",
+    [
+        (
+            {"law": "a", "web": "b"},
+            {},
+            None,
+            r"web\.shards: .*found tokenizer-b, fingerprint b{12}, .*a{12}, that of domain 'law'",
+        ),
+        ({"law": "a"}, {"law": "b"}, None, r"law\.held_out: .*that of domain 'law'"),
+        ({"law": "b"}, {}, "a", r"law\.shards: .*that of the model's tokenizer"),
+        ({"law": None, "web": "b"}, {}, "a", r"web\.shards: .*that of the model's tokenizer"),
+    ],
+)
+def test_another_tokenizer_is_refused(
+    shards: dict[str, str | None], held_out: dict[str, str | None], model: str | None, said: str, tmp_path: Path
+) -> None:
+    parts = {
+        part: {name: made_by(fingerprint) for name, fingerprint in names.items()}
+        for part, names in (("shards", shards), ("held_out", held_out))
+    }
+    with pytest.raises(DataError, match=said):
+        data.check_tokenizers(resolved(tmp_path).recipe, parts, model and model * 64)
+
+
+def test_fingerprints_are_compared_within_a_kind(tmp_path: Path) -> None:
+    recipe = resolved(tmp_path).recipe
+    corpora = {"law": made_by("b", "sentencepiece"), "web": made_by("c", "tiktoken")}
+    data.check_tokenizers(recipe, {"shards": corpora}, "a" * 64)
+    with pytest.raises(DataError, match=r"web\.held_out: .*that of domain 'law'"):
+        data.check_tokenizers(recipe, {"shards": corpora, "held_out": {"web": made_by("d", "sentencepiece")}}, "a" * 64)
+
+
+def test_only_domains_with_the_part_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    def open_corpus(paths: Any) -> Corpus:
+        opened.append(paths)
+        return made_by("a")
+
+    monkeypatch.setattr(data, "open_corpus", open_corpus)
+    recipe = resolved(tmp_path).recipe
+    assert list(data.open_corpora(recipe, "shards", 118)) == ["law", "web"]
+    assert list(data.open_corpora(recipe, "held_out", 118)) == ["law", "exam"]
+    assert [str(paths) for paths in opened] == [
+        str(getattr(recipe.data.domains[name], part))
+        for part, names in (("shards", ("law", "web")), ("held_out", ("law", "exam")))
+        for name in names
+    ]
+
+
+def test_a_vocabulary_larger_than_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "open_corpus", lambda paths: made_by("a"))
+    recipe = resolved(tmp_path).recipe
+    assert data.open_corpora(recipe, "shards", 100)
+    with pytest.raises(
+        DataError, match=r"small\.yaml:\d+: data\.domains\.law\.shards: .*found 100 tokens in tok.*at most 99"
+    ):
+        data.open_corpora(recipe, "shards", 99)
+
+
+def test_what_is_missing_is_placed_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"small\.yaml:\d+: data\.domains\.law\.shards: law"):
+        data.open_corpora(resolved(tmp_path).recipe, "shards", 118)
+
+
+CORPORA: dict[str, Any] = {"law": MemoryCorpus([20] * 40), "web": MemoryCorpus([20] * 40, first_token=10_000)}
+
+
+def test_the_stream_mixes_the_weighted_domains(tmp_path: Path) -> None:
+    stream = data.stream(resolved(tmp_path, "seed=3").recipe, CORPORA)
+    assert tuple(stream.names) == ("law", "web")
+    assert stream.sequence_length == 16
+    described = data.describe(stream, num_samples=64)
+    assert described["law"].startswith("75.0% of the tokens: 768,")
+    assert described["web"].startswith("25.0% of the tokens: 256,")
+
+
+def test_too_many_epochs_are_refused(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "data.domains.law.max_epochs=12", "data.domains.web.max_epochs=5")
+    # 600 rows of a corpus of 49
+    with pytest.raises(DataError, match=r"law\.max_epochs: the run would read domain 'law' 12\.2 times .*at most 12"):
+        data.refuse_excess_epochs(run, data.stream(run.recipe, CORPORA))
+    run = resolved(tmp_path, "data.domains.law.max_epochs=13", "data.domains.web.max_epochs=5")
+    data.refuse_excess_epochs(run, data.stream(run.recipe, CORPORA))
+
+
+def test_ranks_share_the_global_batch(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "batch.micro_rows=2", "data.domains.web.loss_weight=0.5", world_size=2)
+    stream = data.stream(run.recipe, CORPORA)
+    batches = []
+    for rank in range(2):
+        with data.loader(run, stream, Coordinate(pipeline=0, data=rank, tensor=0), first_step=3) as loader:
+            batches += loader.step(3)
+    assert len(batches) == 4 and all(batch.input_ids.shape == (2, 16) for batch in batches)
+    assert sum(batch.weights.sum().item() for batch in batches) == pytest.approx(1.0, rel=1e-6)
+    # A label of a domain counts its loss_weight times as much, wherever it lies.
+    weights = {
+        domain: torch.cat([batch.weights[batch.domains == domain] for batch in batches]).max().item()
+        for domain in (0, 1)
+    }
+    assert weights[0] == pytest.approx(2 * weights[1])
+
+
+def test_held_out_text_is_cut_as_the_recipe_says(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "evaluation.tokens_per_domain=160", "data.document_mask=false")
+    texts = data.held_out(run.recipe, {"exam": CORPORA["law"]})
+    assert texts["exam"].num_tokens == 160 and not texts["exam"].document_mask

@@ -1,0 +1,149 @@
+"""What is continued, and what a recipe may change on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megacpt.assemble.resume import FREE, check_continues, check_stream, choose_checkpoint, run_folder, state
+from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.data.mixture import Mixture
+from megacpt.data.stream import Stream
+from megacpt.errors import CheckpointError
+from megacpt.recipe import Resolved
+from tests.assemble.recipes import resolved
+from tests.data.memory_corpus import MemoryCorpus
+
+
+def rows(num_documents: int = 9) -> Stream:
+    corpora = {"law": MemoryCorpus([20] * num_documents), "web": MemoryCorpus([20] * 9)}
+    return Stream(corpora, Mixture({"law": 3.0, "web": 1.0}, seed=0), 16, 0)
+
+
+def save(run: Path, values: Resolved, step: int = 5) -> Path:
+    """A checkpoint of `values` in the run folder."""
+    folder = CheckpointFolder(run / "checkpoints")
+    folder.begin(step)
+    return folder.commit(step, state(values, 118, rows(), step), keep_last=9)
+
+
+def test_the_state_says_where_the_run_stands(tmp_path: Path) -> None:
+    saved = json.loads((save(tmp_path, resolved(tmp_path)) / "state.json").read_text())
+    assert (saved["step"], saved["tokens"], saved["vocab_size"]) == (5, 5 * 128, 118)
+    assert saved["layout"] == {"pipeline": 1, "tensor": 1, "data": 1}
+    assert saved["recipe"]["lr"]["peak"] == 1e-3
+
+
+@pytest.mark.parametrize("change", ["name=other", "logging.tensorboard=false", "training.stop_at_step=7"])
+def test_an_equal_recipe_continues(change: str, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, resolved(tmp_path))
+    assert check_continues(resolved(tmp_path), checkpoint)["step"] == 5
+    assert check_continues(resolved(tmp_path, change), checkpoint)["step"] == 5
+
+
+FREE_CHANGES = {
+    "name": "name=other",
+    "logging": "logging.folder=elsewhere",
+    "evaluation": "evaluation.every=50%",
+    "checkpoint": "checkpoint.keep_last=7",
+    "training.stop_at_step": "training.stop_at_step=9",
+    "data.domains.*.held_out": "data.domains.web.held_out=new-web",
+    "loss.kernel": "loss.kernel=reference",
+}
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_what_does_not_change_the_computation_is_free(key: str, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, resolved(tmp_path))
+    changed = resolved(tmp_path, FREE_CHANGES[key])
+    assert changed.recipe != resolved(tmp_path).recipe
+    check_continues(changed, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (["seed=1"], [r"seed: 0 then, 1 in .*seed"]),
+        (["lr.peak=2e-3"], [r"lr\.peak: 0\.001 then, 0\.002"]),
+        (["training.tokens=25600"], [r"training\.tokens: 12800 then, 25600"]),
+        (["data.domains.law.loss_weight=2"], [r"data\.domains\.law\.loss_weight: 1\.0 then, 2\.0"]),
+        (["data.domains.law.shards=other"], [r"data\.domains\.law\.shards: .*law.* then, .*other"]),
+        (["loss.z_loss=0.1"], [r"loss\.z_loss: 0\.0 then, 0\.1"]),
+        (["data.domains.new={role: replay, shards: x, weight: 1}"], [r"data\.domains\.new: None then, {"]),
+        (["seed=1", "lr.peak=2e-3"], ["seed: 0 then", r"lr\.peak: 0\.001"]),
+    ],
+)
+def test_what_changes_the_computation_is_refused_all_at_once(
+    changes: list[str], said: list[str], tmp_path: Path
+) -> None:
+    checkpoint = save(tmp_path, resolved(tmp_path))
+    for part in said:
+        with pytest.raises(CheckpointError, match=rf"the recipe contradicts the checkpoint: .*{part}"):
+            check_continues(resolved(tmp_path, *changes), checkpoint)
+
+
+@pytest.mark.parametrize("accepted", ["lr.peak", "lr", "*.peak", "*"])
+def test_accepted_keys_and_sections(accepted: str, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, resolved(tmp_path))
+    check_continues(resolved(tmp_path, "lr.peak=2e-3"), checkpoint, (accepted,))
+
+
+@pytest.mark.parametrize("accepted", ["lr.pea", "l", "lr.peak.value", "peak", "lr.min", ""])
+def test_other_keys_accept_nothing(accepted: str, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, resolved(tmp_path))
+    with pytest.raises(CheckpointError, match=r"lr\.peak"):
+        check_continues(resolved(tmp_path, "lr.peak=2e-3"), checkpoint, (accepted,))
+
+
+def test_another_layout_is_refused_even_if_accepted(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, resolved(tmp_path))
+    changed = resolved(tmp_path, "parallel.tensor=2", world_size=2)
+    with pytest.raises(
+        CheckpointError, match=r"another layout \(found pipeline 1, tensor 1, data 1, expected pipeline 1, t"
+    ):
+        check_continues(changed, checkpoint, ("parallel",))
+    with pytest.raises(CheckpointError, match="another layout"):  # data: auto, on more processes
+        check_continues(resolved(tmp_path, world_size=4), checkpoint)
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    saved: dict[str, Any] = json.loads((save(tmp_path, resolved(tmp_path)) / "state.json").read_text())
+    check_stream(rows(), saved, tmp_path)
+    with pytest.raises(CheckpointError, match=r"the data is not that of the checkpoint: .*law"):
+        check_stream(rows(num_documents=11), saved, tmp_path)
+
+
+def test_a_fresh_run_starts_in_an_empty_folder(tmp_path: Path) -> None:
+    assert choose_checkpoint(None, tmp_path / "run") is None
+    assert choose_checkpoint("auto", tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_folder_that_holds_a_run_is_not_begun_anew(has_checkpoint: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    if has_checkpoint:
+        save(run, resolved(tmp_path))
+    else:
+        (run / "metrics.jsonl").touch()
+    with pytest.raises(CheckpointError, match=r"already holds a run\. .*--resume auto.*--set name=NEW"):
+        choose_checkpoint(None, run)
+
+
+def test_the_newest_or_the_one_named_is_continued(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    older, newer = (save(run, resolved(tmp_path), step) for step in (5, 12))
+    elsewhere = save(other, resolved(tmp_path), 3)
+    assert choose_checkpoint("auto", run) == newer
+    assert choose_checkpoint(str(older), run) == older
+    assert choose_checkpoint(str(other), run) == elsewhere
+    with pytest.raises(CheckpointError, match="no complete checkpoint here"):
+        choose_checkpoint(str(tmp_path / "nowhere"), run)
+
+
+def test_the_run_folder_is_named_after_the_run(tmp_path: Path) -> None:
+    recipe = resolved(tmp_path, "logging.folder=/data/runs", "name=pilot").recipe
+    assert run_folder(recipe) == Path("/data/runs/pilot")

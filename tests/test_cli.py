@@ -1,0 +1,146 @@
+"""The training command before torch: what it refuses, what it says, how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megacpt import __version__, cli
+from megacpt.errors import LaunchError
+from tests.assemble.recipes import TEXT
+
+WITHOUT_TORCH = """\
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "deepspeed", "triton", "megacpt_kernels"):
+            raise ImportError(f"{name} is not to be imported here")
+
+sys.meta_path.insert(0, Refuse())
+from megacpt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def without_torch(recipe: Path, *arguments: str, rank: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a Python that has no torch, in the recipe's folder."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    if rank is not None:
+        environment["RANK"] = rank
+    command = [sys.executable, "-c", WITHOUT_TORCH, "--recipe", recipe.name, *arguments]
+    return subprocess.run(
+        command, cwd=recipe.parent, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_dry_run_needs_no_torch(recipe: Path) -> None:
+    done = without_torch(recipe, "--dry-run", "--set", "parallel.pipeline=3", "--local_rank", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    said = " ".join(done.stdout.split())
+    assert "run 100 steps, 12,800 tokens" in said
+    assert "stage 0 rank 0: embedding, 2 layers" in said and "stage 2 rank 2: 2 layers, norm, head and loss" in said
+    assert list(recipe.parent.iterdir()) == [recipe]
+
+
+def test_a_mistake_costs_no_torch_either(recipe: Path) -> None:
+    done = without_torch(recipe, "--set", "lr.peek=1")
+    assert done.returncode == cli.USER_ERROR
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "lr.peek" in line and "peak" in line
+
+
+def test_only_rank_0_speaks(recipe: Path) -> None:
+    done = without_torch(recipe, "--set", "lr.peek=1", rank="3")
+    assert (done.returncode, done.stdout, done.stderr) == (cli.USER_ERROR, "", "")
+
+
+def test_the_script_of_the_launchers(repository: Path) -> None:
+    command = [sys.executable, str(repository / "megacpt" / "train.py"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"megacpt {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "world_size, said",
+    [("4", "pipeline 2 x data 2 x tensor 1"), (None, "pipeline 2 x data 1 x tensor 1")],
+)
+def test_a_dry_run_on_any_world(
+    world_size: str | None, said: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = [] if world_size is None else ["--world-size", world_size]
+    arguments = ["--recipe", str(recipe), "--dry-run", "--set", "parallel.pipeline=2", *world]
+    assert cli.main(arguments) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_world_that_does_not_fit(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--recipe", str(recipe), "--dry-run", "--set", "parallel.pipeline=2", "--world-size", "3"]
+    assert cli.main(arguments) == cli.USER_ERROR
+    assert "3 processes" in capsys.readouterr().err
+
+
+def test_an_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--recipe", "no-such-recipe", "--dry-run"]) == cli.USER_ERROR
+    assert "no-such-recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--recipe"], ["--recipe", "x", "--rsume", "auto"]])
+def test_a_command_line_that_is_not_understood(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    assert "usage: train.py" in capsys.readouterr().err
+
+
+def test_arguments_reach_the_run(recipe: Path) -> None:
+    arguments = cli.parse(
+        [
+            "--recipe",
+            str(recipe),
+            "--set",
+            "a=1",
+            "--set",
+            "b=2",
+            "--resume",
+            "auto",
+            "--accept",
+            "lr",
+            "--local_rank=3",
+        ]
+    )
+    assert (arguments.overrides, arguments.resume, arguments.accept) == (["a=1", "b=2"], "auto", ["lr"])
+    assert arguments.local_rank == 3 and not arguments.dry_run
+
+
+def test_our_bugs_are_not_hidden(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_train", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["--recipe", str(recipe)])
+
+
+def test_a_launchers_mistake_is_a_user_error(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: object) -> int:
+        raise LaunchError("nobody came")
+
+    monkeypatch.setattr(cli, "_train", fail)
+    monkeypatch.delenv("RANK", raising=False)
+    assert cli.main(["--recipe", str(recipe)]) == cli.USER_ERROR
+    assert capsys.readouterr().err == "error: nobody came\n"

@@ -1,0 +1,84 @@
+"""An engine, a loader and hooks that only note what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from megacpt.engine.engine import StepResult
+from megacpt.observe.record import EvaluationRecord, StepRecord
+
+TOKENS_PER_STEP = 64
+Events = list[tuple[Any, ...]]
+
+
+class NotingEngine:
+    """The loss of a step is the number that its batch is."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.random_numbers: list[float] = []
+
+    def train_step(self, micro_batches: Sequence[float], learning_rate: float) -> StepResult:
+        self.events.append(("train", *micro_batches, learning_rate))
+        self.random_numbers.append(torch.rand(()).item())
+        return StepResult(
+            loss=micro_batches[0], grad_norm=0.5, skipped=False, domain_sums=[(3.0, 6.0, 4), (0.0, 0.0, 0)]
+        )
+
+    def save(self, folder: Path) -> None:
+        self.events.append(("save", folder.name, folder.is_dir()))
+
+
+class NotingLoader:
+    stream = SimpleNamespace(names=("law", "web"))
+
+    def step(self, step: int) -> list[float]:
+        return [float(step)]
+
+
+class NotingHook:
+    def __init__(self, name: str, events: Events) -> None:
+        self.name, self.events = name, events
+
+    def before_training(self, step: int) -> None:
+        self.events.append((self.name, "before", step))
+
+    def after_step(self, record: StepRecord) -> None:
+        self.events.append((self.name, "step", record.step))
+
+    def after_training(self, step: int) -> None:
+        self.events.append((self.name, "after", step))
+
+
+class NotingEvaluator:
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    def evaluate(self, step: int, tokens: int) -> EvaluationRecord:
+        self.events.append(("evaluate", step, tokens))
+        return EvaluationRecord(step, tokens, {})
+
+
+class NotingSink:
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+        self.evaluations: list[EvaluationRecord] = []
+
+    def write_step(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def write_evaluation(self, record: EvaluationRecord) -> None:
+        self.evaluations.append(record)
+
+    def close(self) -> None:
+        raise AssertionError("the sinks are closed by who opened them")
+
+
+def record_of(step: int) -> StepRecord:
+    """The record of a step; only its number matters."""
+    return StepRecord(step, step * TOKENS_PER_STEP, 1.0, 1.0, 1e-3, 10.0, {})

@@ -1,0 +1,124 @@
+"""Hooks: at which steps something is evaluated, saved or written, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.engine.engine import Engine
+from megacpt.evaluate.evaluator import Evaluator
+from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
+from megacpt.trainer.loop import Hook
+from tests.trainer.records import TOKENS_PER_STEP, Events, NotingEngine, NotingEvaluator, NotingSink, record_of
+
+
+def go_through(hook: Hook, first: int, last: int) -> None:
+    """What a trainer does with a hook."""
+    hook.before_training(first)
+    for step in range(first + 1, last + 1):
+        hook.after_step(record_of(step))
+    hook.after_training(last)
+
+
+def evaluated(first: int, last: int, **settings: Any) -> list[int]:
+    """The steps that are evaluated."""
+    events: Events = []
+    sink = NotingSink()
+    settings = {"every_steps": 3, "at_start": True, "at_end": True} | settings
+    hook = Evaluation(cast(Evaluator, NotingEvaluator(events)), [sink], TOKENS_PER_STEP, **settings)
+    go_through(hook, first, last)
+    assert events == [("evaluate", record.step, record.tokens) for record in sink.evaluations]
+    assert all(record.tokens == record.step * TOKENS_PER_STEP for record in sink.evaluations)
+    return [record.step for record in sink.evaluations]
+
+
+@pytest.mark.parametrize(
+    "first, last, settings, steps",
+    [
+        (0, 7, {}, [0, 3, 6, 7]),
+        (0, 6, {}, [0, 3, 6]),
+        (0, 7, {"at_start": False}, [3, 6, 7]),
+        (0, 7, {"at_end": False}, [0, 3, 6]),
+        (0, 7, {"every_steps": None}, [0, 7]),
+        (0, 7, {"every_steps": None, "at_start": False, "at_end": False}, []),
+        (0, 0, {}, [0]),
+        (0, 0, {"at_start": False}, [0]),
+        (0, 0, {"at_start": False, "at_end": False}, []),
+    ],
+)
+def test_when_a_run_is_evaluated(first: int, last: int, settings: dict[str, Any], steps: list[int]) -> None:
+    assert evaluated(first, last, **settings) == steps
+
+
+@pytest.mark.parametrize(
+    "first, last, steps",
+    [
+        (4, 7, [6, 7]),  # never the start again
+        (3, 7, [6, 7]),  # evaluated before the checkpoint of the same step was written
+        (6, 6, []),
+        (7, 7, [7]),
+    ],
+)
+def test_when_a_resumed_run_is_evaluated(first: int, last: int, steps: list[int]) -> None:
+    assert evaluated(first, last) == steps
+
+
+def checkpointing(tmp_path: Path, events: Events, **settings: Any) -> Checkpointing:
+    settings = {"every_steps": 3, "keep_last": 2, "at_end": True, "is_main": True} | settings
+    return Checkpointing(
+        cast(Engine, NotingEngine(events)),
+        CheckpointFolder(tmp_path),
+        lambda step: {"step": step, "tokens": step * TOKENS_PER_STEP},
+        barrier=lambda: events.append(("barrier", sorted(path.name for path in tmp_path.iterdir()))),
+        **settings,
+    )
+
+
+def saved(events: Events) -> list[str]:
+    return [event[1] for event in events if event[0] == "save"]
+
+
+@pytest.mark.parametrize(
+    "first, last, settings, steps",
+    [
+        (0, 7, {}, [3, 6, 7]),
+        (0, 6, {}, [3, 6]),
+        (0, 7, {"at_end": False}, [3, 6]),
+        (0, 7, {"every_steps": None}, [7]),
+        (3, 7, {}, [6, 7]),
+        (6, 6, {}, []),
+        (7, 7, {}, []),  # a checkpoint of that step is what it resumed from
+        (0, 0, {}, [0]),  # so that a run of no steps can be exported
+        (0, 0, {"at_end": False}, []),
+    ],
+)
+def test_when_a_run_is_saved(first: int, last: int, settings: dict[str, Any], steps: list[int], tmp_path: Path) -> None:
+    events: Events = []
+    go_through(checkpointing(tmp_path, events, **settings), first, last)
+    assert saved(events) == [f"step_{step:06d}.partial" for step in steps]
+    complete = CheckpointFolder(tmp_path).complete()
+    assert [path.name for path in complete] == [f"step_{step:06d}" for step in steps][-2:]
+
+
+def test_the_main_rank_makes_the_folder_before_all_write_and_names_it_after(tmp_path: Path) -> None:
+    events: Events = []
+    go_through(checkpointing(tmp_path, events, every_steps=None), 0, 5)
+    partial = "step_000005.partial"
+    assert events == [("barrier", [partial]), ("save", partial, True), ("barrier", [partial])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000005"]
+
+
+def test_other_ranks_touch_no_folder(tmp_path: Path) -> None:
+    events: Events = []
+    go_through(checkpointing(tmp_path, events, is_main=False, every_steps=None), 0, 5)
+    assert events == [("barrier", []), ("save", "step_000005.partial", False), ("barrier", [])]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_step_is_reported_to_every_sink() -> None:
+    sinks = [NotingSink(), NotingSink()]
+    go_through(Reporting(sinks), 2, 5)
+    assert [[record.step for record in sink.steps] for sink in sinks] == [[3, 4, 5]] * 2
