@@ -45,8 +45,8 @@ def test_logits_move_sixteen_bytes_at_a_time(report: list[dict[str, Any]]) -> No
     assert {result["variant"]["is_aligned"] for result in writing} == {True, False}
 
 
-def test_half_of_the_warps_fit(report: list[dict[str, Any]]) -> None:
-    """Enough loads are under way to keep the memory busy: no kernel takes so many registers that a third is idle."""
+def test_enough_warps_fit(report: list[dict[str, Any]]) -> None:
+    """24 warps have 24 KB under way on a multiprocessor; 3 TB/s over 132 of them at 700 ns ask for 16."""
     from megacpt_kernels.compile_report import Compiled, Variant
 
     for result in report:

@@ -212,8 +212,8 @@ class _Run:
             task.differentiate(logits_CV, task.weights_T, results, logits_CV)
             scale_C1 = torch.ones_like(scale_C1)
         if self.grad_hidden_TD is not None:
-            product_CD = _product(logits_CV, self.head_VD).mul_(scale_C1)
-            self.grad_hidden_TD[chunk.rows] = product_CD.to(self.grad_hidden_TD.dtype)
+            grad_hidden_CD = _product(logits_CV, self.head_VD).mul_(scale_C1).to(self.head_VD.dtype)
+            self.grad_hidden_TD[chunk.rows] = grad_hidden_CD
         if self.plan.wants_head:
             scaled_CD = (chunk.hidden_CD * scale_C1).to(logits_CV.dtype)
             if self.grad_head_VD is None:

@@ -36,7 +36,13 @@ ANCHOR_LIMIT = tl.constexpr(16777216.0)
 
 
 def scan(logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, objective: Objective, *, write: bool) -> Tensor:
-    """See `Passes.scan`."""
+    """See `Passes.scan`.
+
+    Raises:
+        ValueError: a row's logits do not lie side by side.
+    """
+    if logits_TV.stride(1) != 1 and logits_TV.shape[1] > 1:
+        raise ValueError(f"each row's logits must lie side by side, got strides {logits_TV.stride()}")
     stats_TK = torch.empty(len(logits_TV), objective.num_statistics, dtype=torch.float32, device=logits_TV.device)
     with _on_device(logits_TV):
         _scan_kernel[(len(logits_TV),)](

@@ -91,7 +91,7 @@ class Rows(NamedTuple):
     """weight * objective; 0 where the label is ignored or the weight is 0."""
     anchor: Tensor
     log_sum: Tensor
-    """The row's log-sum-exp in two parts, lse = anchor + log_sum, which together keep more digits than their sum."""
+    """lse is the anchor, in the implementation's own unit, plus this: two numbers keep more digits than one."""
     scale: Tensor
     """After `scan(write=True)`: the row's gradient is scale * (what stands in the logits' place)."""
 

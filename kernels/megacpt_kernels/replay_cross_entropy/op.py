@@ -72,7 +72,7 @@ def replay_cross_entropy(
         label_smoothing: share of the target that is spread evenly over the vocabulary.
         domains_T: domain of each row (int64); rows outside [0, num_domains) belong to none.
         num_domains: number of domains.
-        exchange: the ranks that share the vocabulary; None when this rank holds all of it.
+        exchange: the ranks that share the vocabulary and pass the same rows; None when this rank holds all of it.
         kernel: "triton" needs a GPU (or TRITON_INTERPRET=1), "reference" runs anywhere; "auto" goes by the device.
         inplace_backward: let the gradient overwrite the logits, which nobody may read any more after the backward.
 
@@ -181,7 +181,7 @@ class Task:
                     f"label {labels_T[outside][0].item()} is outside the vocabulary of {objective.vocab_size}"
                 )
         weights_T = weights_T.to(torch.promote_types(inputs_TX.dtype, torch.float32))
-        return cls(labels_T, weights_T, objective, exchange, _passes(kernel, inputs_TX.device))
+        return cls(labels_T.contiguous(), weights_T.contiguous(), objective, exchange, _passes(kernel, inputs_TX))
 
     def scan(self, logits_TV: Tensor, *, write: bool) -> Tensor:
         """This rank's row statistics; see `Passes.scan`."""
@@ -205,7 +205,7 @@ class Task:
         if domains_T.shape != nll_T.shape:
             raise ValueError(f"domains_T must have one entry per row, {len(nll_T)}, got {_described(domains_T)}")
         counts_T = self.labels_T != self.objective.ignore_index
-        members_DT = (domains_T == torch.arange(num_domains, device=nll_T.device)[:, None]) & counts_T
+        members_DT = domains_T == torch.arange(num_domains, device=nll_T.device)[:, None]
         terms_T3 = torch.stack([self.weights_T * nll_T, nll_T, counts_T.to(nll_T.dtype)], 1).double()
         return terms_T3.where(members_DT[..., None], 0).sum(1).to(nll_T.dtype)
 
@@ -231,13 +231,18 @@ class _LogitLoss(torch.autograd.Function):
         return gradient_TV, None, None
 
 
-def _passes(kernel: Kernel, device: torch.device) -> Passes:
+def _passes(kernel: Kernel, inputs_TX: Tensor) -> Passes:
     if kernel not in ("auto", "reference", "triton"):
         raise ValueError(f'unknown kernel "{kernel}": expected "auto", "reference" or "triton"')
-    if kernel == "reference" or (kernel == "auto" and (device.type != "cuda" or find_spec("triton") is None)):
+    is_fit = inputs_TX.is_cuda and inputs_TX.dtype != torch.float64 and find_spec("triton") is not None
+    if kernel == "reference" or (kernel == "auto" and not is_fit):
         return reference
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f'kernel "triton" runs on a GPU, not on {device}; TRITON_INTERPRET=1 interprets it, slowly')
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1" and inputs_TX.dtype != torch.float64
+    if not (is_fit or is_interpreted):
+        raise ValueError(
+            f'kernel "triton" takes float32 and less on a GPU, got {inputs_TX.dtype} on {inputs_TX.device}; '
+            "TRITON_INTERPRET=1 interprets it on a CPU, slowly"
+        )
     from megacpt_kernels.replay_cross_entropy import kernel as triton_passes
 
     return triton_passes

@@ -103,6 +103,7 @@ def adversarial_rows() -> dict[str, Tensor]:
         "some -inf": noise.masked_fill(columns % 3 == 1, -torch.inf),
         "first tile -inf": noise.masked_fill(tile == 0, -torch.inf),
         "first tile at the smallest float": noise.masked_fill(tile == 0, torch.finfo(torch.float32).min),
+        "all far below zero": noise - 500,
         "extremes in turn": EXTREME * (1 - 2.0 * (columns % 2)),
         "first tile far below": torch.where(tile == 0, -EXTREME, EXTREME) + noise,
         "first tile far above": torch.where(tile == 0, EXTREME, -EXTREME) + noise,
@@ -235,6 +236,15 @@ def test_rows_may_lie_apart(kernel: Kernel, device: str) -> None:
     assert torch.equal(replay_cross_entropy(apart_TV, labels_T, weights_T, kernel=kernel).loss, expected.loss)
 
 
+def test_labels_and_weights_may_be_views(kernel: Kernel, device: str) -> None:
+    logits_TV, labels_T, _ = batch(5, 100, device)
+    labels_of_two_T2 = torch.stack([labels_T, labels_T * 0], 1)
+    weights_T = torch.tensor(0.5, device=device).expand(5)
+    expected = replay_cross_entropy(logits_TV, labels_T, weights_T.contiguous(), kernel=kernel)
+    output = replay_cross_entropy(logits_TV, labels_of_two_T2[:, 0], weights_T, kernel=kernel)
+    assert torch.equal(output.loss, expected.loss)
+
+
 def test_rows_beyond_two_to_the_31(kernel: Kernel, device: str) -> None:
     """Offsets are counted in 64 bits. Only the pages of the two rows are ever touched."""
     memory = torch.empty(2**31 + 100, dtype=torch.bfloat16, device=device)
@@ -321,6 +331,15 @@ class TestVocabularyParallel:
         outputs, gradient_TV = sliced(op, logits_TV, labels_T, weights_T, 2, kernel=kernel)
         expected.check(outputs[1].loss, gradient_TV)
 
+    @pytest.mark.parametrize("op", [strict, factored])
+    def test_a_slice_of_nothing_but_minus_infinity(self, op: Op, kernel: Kernel, device: str) -> None:
+        logits_TV, _, weights_T = batch(3, 200, device)
+        logits_TV[:, :100] = -torch.inf
+        labels_T = torch.tensor([100, 150, 199], device=device)
+        expected = Expected.of(logits_TV, labels_T, weights_T, {})
+        outputs, gradient_TV = sliced(op, logits_TV, labels_T, weights_T, 2, kernel=kernel)
+        expected.check(outputs[0].loss, gradient_TV)
+
 
 def test_gradient_by_differences() -> None:
     logits_TV, labels_T, weights_T = batch(4, 12, "cpu")
@@ -370,8 +389,18 @@ class TestBadInput:
 
     def test_triton_without_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        with pytest.raises(ValueError, match='"triton" runs on a GPU, not on cpu'):
+        with pytest.raises(ValueError, match=r'"triton" takes float32 and less on a GPU, got torch\.float32 on cpu'):
             replay_cross_entropy(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64), None, kernel="triton")
+
+    def test_triton_in_double_precision(self) -> None:
+        with pytest.raises(ValueError, match=r"takes float32 and less on a GPU, got torch\.float64"):
+            replay_cross_entropy(torch.zeros(2, 10).double(), torch.zeros(2, dtype=torch.int64), None, kernel="triton")
+
+    @pytest.mark.usefixtures("small_tiles")
+    def test_triton_on_columns(self, device: str) -> None:
+        with pytest.raises(ValueError, match=r"must lie side by side, got strides \(1, 2\)"):
+            logits_TV = torch.zeros(10, 2, device=device).T
+            replay_cross_entropy(logits_TV, torch.zeros(2, dtype=torch.int64, device=device), None, kernel="triton")
 
     def test_float16_in_place(self) -> None:
         with pytest.raises(ValueError, match="does not take float16"):
