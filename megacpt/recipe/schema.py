@@ -257,8 +257,8 @@ class EvaluationSection(Section):
     """Between two evaluations; None evaluates at the start and end only."""
 
     tokens_per_domain: Tokens | None = 1_000_000
-    """Held-out tokens per domain, in rows at equal distances; None takes all. The standard error of a mean over 1M tokens
-    is about 0.003 nats."""
+    """Held-out tokens per domain, in rows at equal distances; None takes all. The standard error of a mean over 1M
+    tokens is about 0.003 nats."""
 
     at_start: bool = True
     """Before the first step: the base model's loss, without which no forgetting can be stated."""
