@@ -69,6 +69,8 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
     bounds = stage_bounds(recipe, architecture)
     engine = model.engine(resolved, plan, source, bounds, grid, group, num_domains=len(stream.names))
     if checkpoint:
+        if is_main:
+            CheckpointFolder(folder / "checkpoints").set_aside_after(first_step)
         engine.load(checkpoint)
         logger().info("continuing %s", checkpoint)
 

@@ -7,6 +7,7 @@ time, and not to everyone's alike. Memory is the rise of the resident set over w
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -72,8 +73,8 @@ def measure(shape: Shape, trains: bool, num_turns: int) -> dict[str, Measured]:
 
     def turn(loss_of: Loss) -> Measured:
         hidden_TD.grad = head_VD.grad = None
-        before_bytes = resident_bytes("VmRSS")
         reset_peak()
+        before_bytes = resident_bytes("VmRSS")
         start, cpu_start = time.perf_counter(), time.process_time()
         loss = loss_of(hidden_TD, head_VD, labels_T, weights_T)
         if trains:
@@ -105,7 +106,8 @@ def resident_bytes(field: str) -> int:
 
 
 def reset_peak() -> None:
-    """Begin a new highest resident set (see proc(5), clear_refs)."""
+    """Give back what the C library keeps of earlier turns; begin a new highest resident set (proc(5), clear_refs)."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 

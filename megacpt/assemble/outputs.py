@@ -26,7 +26,12 @@ def open_sinks(resolved: Resolved, folder: Path, first_step: int, plan: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     lines = JsonLines(folder)
-    lines.resume(first_step or BEFORE_EVERYTHING)
+    if first_step:
+        every = resolved.evaluation_every_steps
+        was_due = every is not None and first_step % every == 0
+        lines.resume(first_step, last_evaluation=first_step if was_due else first_step - 1)
+    else:
+        lines.resume(BEFORE_EVERYTHING)
     before = lines.evaluations()
     console = Console(
         roles={name: domain.role for name, domain in recipe.data.domains.items()},

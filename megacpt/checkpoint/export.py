@@ -53,7 +53,9 @@ def export(
         )
     if target.is_dir() and any(target.iterdir()):
         raise CheckpointError("the folder to export to is not empty", where=str(target), hint="Name a new one.")
-    target.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     slices = SliceFiles(checkpoint / state["weights"])
     names = list(slices)
 
@@ -62,9 +64,12 @@ def export(
             yield name, slices.whole(name, state["vocab_size"]).contiguous()
             progress(done, len(names))
 
-    write_safetensors(target, tensors(), max_file_bytes)
+    write_safetensors(partial, tensors(), max_file_bytes)
     for file in model_files.iterdir():
-        shutil.copy2(file, target / file.name)
+        shutil.copy2(file, partial / file.name)
+    if target.is_dir():
+        target.rmdir()
+    partial.rename(target)
     return checkpoint
 
 

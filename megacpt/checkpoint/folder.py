@@ -73,6 +73,16 @@ class CheckpointFolder:
         """Remove a checkpoint; first its name, so that a half-removed one is never taken for complete."""
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}-discarded{PARTIAL}")))
 
+    def set_aside_after(self, step: int) -> None:
+        """Rename the checkpoints beyond `step`, from which the run is about to take another way: they stay readable by
+        name, but are no longer of the run."""
+        for path in self.complete():
+            if int(path.name.removeprefix("step_")) > step:
+                aside = path.with_name(f"{path.name}.set_aside")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+
     def complete(self) -> list[Path]:
         """All complete checkpoints, oldest first."""
         if not self.folder.is_dir():

@@ -58,11 +58,18 @@ class JsonLines:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def resume(self, step: int) -> None:
-        """Drop what was written after `step`, the step of the checkpoint from which the run goes on."""
-        for path in (self._metrics, self._evaluations):
+    def resume(self, step: int, last_evaluation: int | None = None) -> None:
+        """Drop what was written after `step`, the step of the checkpoint from which the run goes on.
+
+        Args:
+            step: the last step whose record stays.
+            last_evaluation: the last step whose evaluation stays, `step` by default; one less where an evaluation of
+                `step` would only be there because the run stopped at it.
+        """
+        last = {self._metrics: step, self._evaluations: step if last_evaluation is None else last_evaluation}
+        for path, last_step in last.items():
             if path.exists():
-                kept = b"".join(orjson.dumps(line) + b"\n" for line in _read(path) if line["step"] <= step)
+                kept = b"".join(orjson.dumps(line) + b"\n" for line in _read(path) if line["step"] <= last_step)
                 replacement = path.with_suffix(".jsonl.new")
                 with replacement.open("wb") as file:
                     file.write(kept)

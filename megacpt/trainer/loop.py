@@ -77,7 +77,7 @@ class Trainer:
         rate = self.learning_rate(tokens)
         result = self.engine.train_step(self.loader.step(step), rate)
         if result.skipped:
-            logger().warning("step %d is skipped: its gradient norm is not finite", step + 1)
+            logger().info("step %d is skipped: its gradient norm is not finite", step + 1)  # rank 0 says it for all
         domains = {
             name: DomainLoss(loss=nll / num_tokens, tokens=num_tokens)
             for name, (_, nll, num_tokens) in zip(self.loader.stream.names, result.domain_sums, strict=True)

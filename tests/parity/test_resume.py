@@ -89,3 +89,25 @@ def test_a_run_folder_is_not_overwritten(tmp_path: Path) -> None:
     before = metrics_of(recipe)
     assert "already holds a run" in refusal(recipe)
     assert metrics_of(recipe) == before
+
+
+def test_an_older_checkpoint_is_another_way(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, checkpoint={"every": "25%", "keep_last": 9})
+    assert run_command(1, recipe) == [0]
+    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
+    older = ["--resume", str(checkpoints / "step_000004"), "--set", "training.stop_at_step=5"]
+    assert run_command(1, recipe, *older) == [0]
+    assert [record["step"] for record in evaluations_of(recipe)] == [0, 4, 5]
+    assert run_command(1, recipe, "--resume", "auto") == [0]
+    assert [record["step"] for record in evaluations_of(recipe)] == [0, 4, 8], "that of step 5 was due to the stop"
+    assert [path.name for path in CheckpointFolder(checkpoints).complete()][-1] == "step_000008"
+    assert (checkpoints / "step_000008.set_aside" / "state.json").is_file()
+    assert len(metrics_of(recipe)) == 8
+
+
+def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, evaluation={"every": None})
+    assert run_command(1, recipe) == [0]
+    before = metrics_of(recipe), evaluations_of(recipe)
+    assert run_command(1, recipe, "--resume", "auto") == [0]
+    assert (metrics_of(recipe), evaluations_of(recipe)) == before

@@ -92,4 +92,4 @@ def test_a_skipped_step_is_said(capsys: pytest.CaptureFixture[str]) -> None:
             return replace(super().train_step(micro_batches, learning_rate), skipped=micro_batches[0] == 4.0)
 
     Trainer(cast(Any, Skipping([])), cast(Loader, NotingLoader()), float, TOKENS_PER_STEP, []).fit(3, 6)
-    assert capsys.readouterr().err.splitlines() == ["warning: step 5 is skipped: its gradient norm is not finite"]
+    assert capsys.readouterr().err.splitlines() == ["step 5 is skipped: its gradient norm is not finite"]
