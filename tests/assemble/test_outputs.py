@@ -42,9 +42,14 @@ def test_sinks_are_those_that_the_recipe_asks_for(tensorboard: bool, tmp_path: P
     assert (tmp_path / "run" / "tensorboard").exists() == tensorboard
 
 
-@pytest.mark.parametrize("first_step, kept", [(2, [1, 2]), (3, [1, 2, 3]), (0, [])])
-def test_records_after_the_checkpoint_are_dropped(first_step: int, kept: list[int], tmp_path: Path) -> None:
-    run = resolved(tmp_path, "logging.tensorboard=false")
+@pytest.mark.parametrize(
+    "first_step, kept, evaluated", [(2, [1, 2], [0, 1, 2]), (3, [1, 2, 3], [0, 1, 2]), (1, [1], [0]), (0, [], [])]
+)
+def test_records_after_the_checkpoint_are_dropped(
+    first_step: int, kept: list[int], evaluated: list[int], tmp_path: Path
+) -> None:
+    run = resolved(tmp_path, "logging.tensorboard=false", "evaluation.every=1024")
+    assert run.evaluation_every_steps == 2
     lines = JsonLines(tmp_path / "run")
     for step in range(4):
         lines.write_evaluation(evaluation(step))
@@ -53,8 +58,8 @@ def test_records_after_the_checkpoint_are_dropped(first_step: int, kept: list[in
     lines.close()
     open_sinks(run, tmp_path / "run", first_step, {})
     assert steps(tmp_path / "run" / "metrics.jsonl") == kept
-    # A run that begins again evaluates its start again, too.
-    assert steps(tmp_path / "run" / "evaluations.jsonl") == ([0, *kept] if first_step else [])
+    # A run that begins again evaluates its start again, too; where none is due, one was made because the run stopped.
+    assert steps(tmp_path / "run" / "evaluations.jsonl") == evaluated
 
 
 def test_the_plan_is_shown_and_losses_are_compared_with_the_first(
