@@ -48,7 +48,7 @@ def test_sinks_are_those_that_the_recipe_asks_for(tensorboard: bool, tmp_path: P
 def test_records_after_the_checkpoint_are_dropped(
     first_step: int, kept: list[int], evaluated: list[int], tmp_path: Path
 ) -> None:
-    run = resolved(tmp_path, "logging.tensorboard=false", "evaluation.every=1024")
+    run = resolved(tmp_path, "logging.tensorboard=false", "evaluation.every=256")
     assert run.evaluation_every_steps == 2
     lines = JsonLines(tmp_path / "run")
     for step in range(4):
