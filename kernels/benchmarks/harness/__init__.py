@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -29,7 +30,8 @@ def provenance(hardware: str) -> str:
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
     ).stdout.strip()
     program = Path(sys.argv[0]).resolve()
-    command = " ".join(["python", str(program.relative_to(ROOT)), *sys.argv[1:]])
+    threads = [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"] if "OMP_NUM_THREADS" in os.environ else []
+    command = " ".join([*threads, "python", str(program.relative_to(ROOT)), *sys.argv[1:]])
     return (
         f"{date.today().isoformat()}, {hardware}. Python {platform.python_version()}, {', '.join(versions)}; "
         f"commit {commit or 'unknown'}. `{command}`"
@@ -42,7 +44,7 @@ def cpu_description() -> str:
     model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     name = model.group(1) if model else platform.processor() or platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name} ({capability}), {torch.get_num_threads()} threads"
+    return f"{name} ({capability}), threads: {torch.get_num_threads()}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
