@@ -137,7 +137,8 @@ def main() -> None:
     pairs = [plain / ours for plain, ours in zip(seconds["transformers"], seconds["megacpt"], strict=True)]
     result = {
         "date": date.today().isoformat(),
-        "command": f"python benchmarks/training_throughput.py --dtype {arguments.dtype}",
+        "command": f"python benchmarks/training_throughput.py --dtype {arguments.dtype}"
+        f" --rows {arguments.rows} --steps {arguments.steps}",
         "hardware": f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}",
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")}
