@@ -22,7 +22,7 @@ from megacpt.engine.engine import StepResult
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
 from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory, tied_head
-from megacpt.optim.groups import parameter_groups
+from megacpt.optim.groups import adamw, parameter_groups
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
@@ -130,12 +130,9 @@ class PipelinedEngine:
             layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
         )
         groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
-        )
         self.engine, *_ = deepspeed.initialize(
             model=self.module,
-            optimizer=self.optimizer,
+            optimizer=adamw(groups, settings.betas, settings.eps),
             model_parameters=groups,
             config=deepspeed_config(settings, grid.data),
         )

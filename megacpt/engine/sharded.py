@@ -22,7 +22,7 @@ from megacpt.engine.engine import StepResult
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
 from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory
-from megacpt.optim.groups import parameter_groups
+from megacpt.optim.groups import adamw, parameter_groups
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
@@ -98,9 +98,7 @@ class ShardedEngine:
         self.mpu = PipelineParallelGrid(topology=topology)
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=self.module,
-            optimizer=torch.optim.AdamW(
-                groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=torch.cuda.is_available() or None
-            ),
+            optimizer=adamw(groups, settings.betas, settings.eps),
             model_parameters=groups,
             config=config,
             mpu=self.mpu,

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
+
+
+def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+    """torch's AdamW over `parameter_groups`, fused where there is CUDA; its rate is set before every step."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=torch.cuda.is_available() or None)
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
