@@ -72,6 +72,11 @@ class Variant:
         """Warps of a program."""
         return 1 if self.kernel == "combine" else kernel.NUM_WARPS
 
+    @property
+    def max_registers(self) -> int | None:
+        """Of a thread; None: as many as the assembler likes."""
+        return kernel.SCAN_MAX_REGISTERS if self.kernel == "scan" and "WRITES" not in self.flags else None
+
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
@@ -113,7 +118,7 @@ def variants() -> Iterator[Variant]:
 
 def compile_variant(variant: Variant, architecture: int) -> Compiled:
     """Compile one variant for one compute capability, 90 for 9.0."""
-    options = {"num_warps": variant.num_warps, **kernel.COMPILER_OPTIONS}
+    options = {"num_warps": variant.num_warps, "maxnreg": variant.max_registers, **kernel.COMPILER_OPTIONS}
     binary = triton.compile(variant.source(), target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
