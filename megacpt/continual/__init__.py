@@ -1,0 +1,1 @@
+"""What a run forgets and learns: pure functions of its records and weights."""
