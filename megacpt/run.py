@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,7 @@ from megacpt.assemble.schedule import schedule
 from megacpt.assemble.stages import stage_bounds
 from megacpt.checkpoint.export import MODEL_FILES
 from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.data.stream import Stream
 from megacpt.engine.processes import World, make_tensor_group
 from megacpt.evaluate.evaluator import Evaluator
 from megacpt.observe.flops import mfu
@@ -58,10 +58,14 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
     training = data.open_corpora(recipe, "shards", plan.vocab_size)
     held_out = data.open_corpora(recipe, "held_out", plan.vocab_size)
     data.check_tokenizers(recipe, {"shards": training, "held_out": held_out}, model.tokenizer_fingerprint(recipe, base))
-    stream = data.stream(recipe, training)
-    data.refuse_excess_epochs(resolved, stream)
     if checkpoint and saved:
-        resume.check_stream(stream, saved, checkpoint)
+        plan_of_data, texts = data.plan(resolved), data.records(training)
+        history = resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
+    else:
+        history = data.history(resolved, training)
+    stream = Stream(training, history)
+    num_steps = history.num_steps(recipe.training.tokens)
+    data.refuse_excess_epochs(recipe, stream, num_steps)
 
     # The engine, with the weights of the base model or of the checkpoint.
     group = make_tensor_group(grid, world.rank)
@@ -77,9 +81,7 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
     # What happens at and between steps.
     if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
-    shown = model.describe(resolved, plan, bounds, world.device) | data.describe(
-        stream, resolved.num_steps * resolved.global_rows
-    )
+    shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, num_steps)
     sinks = open_sinks(resolved, folder, first_step, shown) if is_main else []
     evaluator = Evaluator(
         engine,
@@ -88,11 +90,12 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
         dp_rank=place.data,
         dp_size=resolved.data,
     )
+    loader = data.loader(resolved, stream, place, first_step)
     hooks: list[Hook] = [
         Evaluation(
             evaluator,
             sinks,
-            resolved.tokens_per_step,
+            loader.tokens,
             every_steps=resolved.evaluation_every_steps,
             at_start=recipe.evaluation.at_start,
             at_end=recipe.evaluation.at_end,
@@ -100,7 +103,7 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
         Checkpointing(
             engine,
             CheckpointFolder(folder / "checkpoints"),
-            partial(resume.state, resolved, plan.vocab_size, stream),
+            lambda step: resume.state(resolved, plan.vocab_size, loader.stream.history, step),
             every_steps=resolved.checkpoint_every_steps,
             keep_last=recipe.checkpoint.keep_last,
             at_end=recipe.checkpoint.at_end,
@@ -108,12 +111,11 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
             barrier=dist.barrier,
         ),
     ]
-    with data.loader(resolved, stream, place, first_step) as loader:
+    with loader:
         Trainer(
             engine=engine,
             loader=loader,
             learning_rate=schedule(resolved.lr),
-            tokens_per_step=resolved.tokens_per_step,
             hooks=[Reporting(sinks), *hooks],
             seed=recipe.seed,
             utilisation=utilisation(resolved, architecture.flops_per_token(resolved.sequence_length), world.device),

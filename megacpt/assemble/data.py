@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.held_out import HeldOut
+from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.data.loader import Loader
-from megacpt.data.mixture import Mixture
-from megacpt.data.stream import Stream
+from megacpt.data.stream import Stream, record_of
 from megacpt.errors import DataError
 from megacpt.parallel.grid import Coordinate
 from megacpt.recipe import Recipe, Resolved
@@ -79,28 +80,37 @@ def check_tokenizers(recipe: Recipe, parts: Mapping[str, Mapping[str, Corpus]], 
                 )
 
 
-def stream(recipe: Recipe, corpora: Mapping[str, Corpus]) -> Stream:
-    """The rows of the whole run."""
-    weights = {name: domain.weight for name, domain in recipe.data.domains.items() if domain.weight}
-    return Stream(corpora, Mixture(weights, recipe.seed), recipe.data.sequence_length, recipe.seed)
+def plan(resolved: Resolved) -> tuple[Stage, ...]:
+    """What the recipe asks of the stream, stage by stage."""
+    weights = {name: domain.weight for name, domain in resolved.recipe.data.domains.items() if domain.weight}
+    return (Stage(0, Settings(weights, resolved.sequence_length, resolved.global_rows)),)
 
 
-def refuse_excess_epochs(resolved: Resolved, rows: Stream) -> None:
+def history(resolved: Resolved, corpora: Mapping[str, Corpus]) -> History:
+    """The data of a run that starts now."""
+    return History.begin(resolved.recipe.seed, plan(resolved), records(corpora))
+
+
+def records(corpora: Mapping[str, Corpus]) -> dict[str, CorpusRecord]:
+    """Domain -> what identifies its text."""
+    return {name: record_of(corpus) for name, corpus in corpora.items()}
+
+
+def refuse_excess_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:
     """Refuse a run that would read a domain more often than its `max_epochs`.
 
     Raises:
         DataError: naming the first such domain, how often it would be read, and its limit.
     """
-    recipe = resolved.recipe
     limits = {name: domain.max_epochs for name, domain in recipe.data.domains.items()}
-    num_samples = resolved.num_steps * resolved.global_rows
-    for excess in rows.epoch_excesses(num_samples, limits):
-        raise DataError(
-            f"the run would read domain '{excess.name}' {excess.epochs:.1f} times",
-            where=recipe.where(f"data.domains.{excess.name}.max_epochs"),
-            expected=f"at most {excess.max_epochs:g}",
-            hint="Give it more text, a smaller weight or the run fewer tokens; or raise max_epochs, knowingly.",
-        )
+    for domain in rows.report(num_steps):
+        if domain.epochs > limits.get(domain.name, math.inf):
+            raise DataError(
+                f"the run would read domain '{domain.name}' {domain.epochs:.1f} times",
+                where=recipe.where(f"data.domains.{domain.name}.max_epochs"),
+                expected=f"at most {limits[domain.name]:g}",
+                hint="Give it more text, a smaller weight or the run fewer tokens; or raise max_epochs, knowingly.",
+            )
 
 
 def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int) -> Loader:
@@ -108,7 +118,6 @@ def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int)
     recipe = resolved.recipe
     return Loader(
         rows,
-        resolved.global_rows,
         resolved.micro_rows,
         dp_rank=place.data,
         dp_size=resolved.data,
@@ -131,12 +140,12 @@ def held_out(recipe: Recipe, corpora: Mapping[str, Corpus]) -> dict[str, HeldOut
     }
 
 
-def describe(rows: Stream, num_samples: int) -> dict[str, str]:
+def describe(rows: Stream, num_steps: int) -> dict[str, str]:
     """Domain -> what the run takes from it, in words."""
-    sizes = dict(zip(rows.names, (rows.num_rows * rows.sequence_length).tolist(), strict=True))
     return {
         domain.name: (
-            f"{domain.share:.1%} of the tokens: {domain.tokens:,}, {domain.epochs:.2f} epochs of {sizes[domain.name]:,}"
+            f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
+            f"{domain.epochs:.2f} epochs"
         )
-        for domain in rows.report(num_samples)
+        for domain in rows.report(num_steps)
     }

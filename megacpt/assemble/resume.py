@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megacpt.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
-from megacpt.data.stream import Stream
+from megacpt.data.history import CorpusRecord, History, Stage
 from megacpt.errors import CheckpointError
 from megacpt.recipe import Recipe, Resolved
 
@@ -45,33 +45,59 @@ def choose_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
     return newest if resume == "auto" else find_checkpoint(Path(resume))
 
 
-def state(resolved: Resolved, vocab_size: int, stream: Stream, step: int) -> dict[str, Any]:
+def state(resolved: Resolved, vocab_size: int, history: History, step: int) -> dict[str, Any]:
     """What state.json of a checkpoint holds."""
     return {
         "format": 1,
         "step": step,
-        "tokens": step * resolved.tokens_per_step,
+        "tokens": history.tokens(step),
         "layout": _layout(resolved),
         "vocab_size": vocab_size,
         "weights": "engine",
-        "stream": stream.identity(),
+        "data": history.to_json(),
         "recipe": resolved.recipe.model_dump(mode="json", exclude={"logging"}),
     }
 
 
-def check_stream(stream: Stream, saved: Mapping[str, Any], checkpoint: Path) -> None:
-    """Refuse to continue on other data than the checkpoint's.
+def continued_history(
+    saved: Mapping[str, Any],
+    plan: Sequence[Stage],
+    corpora: Mapping[str, CorpusRecord],
+    checkpoint: Path,
+    accepted: Sequence[str] = (),
+) -> History:
+    """The data of a run that goes on: the checkpoint's history, and from its step on the recipe's plan if it changed.
+
+    Args:
+        saved: the checkpoint's state.
+        plan: of the present recipe.
+        corpora: domain -> what identifies its text now.
+        checkpoint: for messages.
+        accepted: keys whose change the user accepts; data.domains.NAME.shards accepts another text. What is accepted
+            goes on record in the history.
 
     Raises:
-        CheckpointError: naming what changed.
+        CheckpointError: the text of a domain changed; all changes are named.
     """
-    changes = stream.changes_since(saved["stream"])
-    if changes:
+    history, step = History.from_json(saved["data"]), saved["step"]
+    refused = []
+    for name, record in corpora.items():
+        before = history.latest_corpus(name)
+        if before is None or before == record:
+            continue
+        change = f"domain {name}: {', '.join(before.changes(record))}"
+        if any(_matches(f"data.domains.{name}.shards", pattern) for pattern in accepted):
+            history = history.accept(step, change)
+        else:
+            refused.append(change)
+    if refused:
         raise CheckpointError(
-            "the data is not that of the checkpoint: " + "; ".join(changes),
+            "the data is not that of the checkpoint: " + "; ".join(refused),
             where=str(checkpoint),
-            hint="Samples would be repeated and skipped. Restore the shards, or start a new run from the export.",
+            hint="Restore the shards. Shards added behind the others lengthen the epoch; any other change repeats and "
+            "skips text: accept either with --accept data.domains.NAME.shards.",
         )
+    return history.replan(step, plan, corpora)
 
 
 def _layout(resolved: Resolved) -> dict[str, int]:

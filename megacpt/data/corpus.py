@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -47,6 +48,11 @@ class Corpus:
     def fingerprint(self) -> str | None:
         """The tokenizer's fingerprint, or None where no manifest says."""
         return self.tokenizer.fingerprint if self.tokenizer else None
+
+    @cached_property
+    def shard_digests(self) -> tuple[str, ...]:
+        """`Shard.digest` of each shard, in reading order."""
+        return tuple(shard.digest() for shard in self.shards)
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Tokens [start, start + count) as a fresh int64 array, across shard borders."""

@@ -1,15 +1,16 @@
 """A data-parallel rank's share of every step, made ready while the step before it runs.
 
-Step b of a run with G rows a batch, `dp` ranks and micro-batches of B rows reads, as row j of micro-batch m on rank r,
+A step whose first sample is f (see `megacpt.data.history`) reads, with `dp` ranks and micro-batches of B rows, as row
+j of micro-batch m on rank r,
 
-    sample  b * G + (m * dp + r) * B + j
+    sample  f + (m * dp + r) * B + j
 
-so the ranks of a step read exactly the samples [b * G, (b + 1) * G), whatever the layout. The loss is normalised by
+so the ranks of a step of G rows read exactly the samples [f, f + G), whatever the layout. The loss is normalised by
 the weight of the whole global batch, which every rank works out for itself from the index alone (domains and document
 boundaries, no tokens, no communication): dividing by the weight of a micro-batch instead would cancel the domains'
 weights wherever a micro-batch holds one domain.
 
-The thread that prefetches changes when a step is made, never what it is: `step(k)` is a function of k.
+The thread that prefetches changes when a step is made, never what it is: `step(k)` is a function of k and the history.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megacpt.data.batch import MicroBatch, collate
+from megacpt.data.history import History
 from megacpt.data.mixture import Int64s
 from megacpt.data.stream import Location, Stream
 from megacpt.errors import DataError
@@ -32,7 +34,7 @@ from megacpt.errors import DataError
 class _Plan(NamedTuple):
     """What the index says about the global batch of a step."""
 
-    location: Location  # of all G samples
+    location: Location  # of all rows
     global_weight: float
 
 
@@ -40,9 +42,8 @@ class Loader:
     """The micro-batches of one data-parallel rank, step by step. Use it as a context manager, or `close` it.
 
     Args:
-        stream: the rows of the run.
-        global_rows: rows of a global batch, G.
-        micro_rows: rows of a micro-batch, B; G must be a multiple of B * dp_size.
+        stream: the rows of the run, and by its history which of them a step reads.
+        micro_rows: rows of a micro-batch, B; global batches must be multiples of B * dp_size.
         dp_rank, dp_size: this rank and the number of data-parallel ranks.
         loss_weights: domain -> what its tokens count in the loss, against those of the others; absent: 1.
         document_mask: whether documents are kept apart (see `megacpt.data.batch`).
@@ -53,14 +54,13 @@ class Loader:
         last_wait_seconds: how long the last `step` kept its caller waiting.
 
     Raises:
-        ValueError: if the layout does not fit.
+        ValueError: if the layout does not fit a step from `start_step` on.
         DataError: if a loss weight is negative or not finite.
     """
 
     def __init__(
         self,
         stream: Stream,
-        global_rows: int,
         micro_rows: int = 1,
         dp_rank: int = 0,
         dp_size: int = 1,
@@ -69,12 +69,9 @@ class Loader:
         start_step: int = 0,
         prefetch_steps: int = 1,
     ) -> None:
-        if global_rows < 1 or global_rows % (micro_rows * dp_size):
-            raise ValueError(f"{global_rows} rows are no multiple of {micro_rows} rows on each of {dp_size} ranks")
         if not 0 <= dp_rank < dp_size:
             raise ValueError(f"there is no rank {dp_rank} among {dp_size}")
         self.stream = stream
-        self.global_rows = global_rows
         self.micro_rows = micro_rows
         self.dp_rank = dp_rank
         self.dp_size = dp_size
@@ -88,12 +85,12 @@ class Loader:
         self._plan = lru_cache(maxsize=prefetch_steps + 2)(self._make_plan)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacpt-loader")
         self._pending: dict[int, Future[list[MicroBatch]]] = {}
+        self._check_layout(start_step)
         self._prefetch(start_step)
 
-    @property
-    def num_micro_batches(self) -> int:
+    def num_micro_batches(self, step: int) -> int:
         """Micro-batches of this rank in a step."""
-        return self.global_rows // (self.micro_rows * self.dp_size)
+        return self.stream.history.settings(step).global_rows // (self.micro_rows * self.dp_size)
 
     def step(self, step: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of a step, and start to prepare the steps after it.
@@ -108,19 +105,46 @@ class Loader:
         self.last_wait_seconds = time.perf_counter() - asked_at
         return batches
 
+    def set_weights(self, step: int, weights: Mapping[str, float]) -> None:
+        """Mix by other weights from a step on; every rank says the same, before it asks for that step.
+
+        Raises:
+            DataError: weights that make no mixture, or of a domain without text.
+        """
+        self.change(self.stream.history.set_weights(step, weights), step)
+
+    def jump(self, at_step: int, num_samples: int, reason: str = "") -> None:
+        """Pass over samples before a step; every rank says the same, before it asks for that step."""
+        self.change(self.stream.history.jump(at_step, num_samples, reason), at_step)
+
+    def change(self, history: History, from_step: int) -> None:
+        """Go on by a history that differs from the present one at `from_step` or later.
+
+        What was made ahead for steps from there on is forgotten.
+        """
+        for ahead in [step for step in self._pending if step >= from_step]:
+            self._pending.pop(ahead).cancel()
+        self.stream = self.stream.with_history(history)
+        self._check_layout(from_step)
+        self._plan.cache_clear()
+
     def samples(self, step: int) -> Int64s:
         """Return the global sample numbers of this rank's rows: [num_micro_batches, micro_rows]."""
-        return step * self.global_rows + self._offsets()
+        return self.stream.history.first_sample(step) + self._offsets(step)
 
     def global_weight(self, step: int) -> float:
         """Return the sum of the loss weights over all labels of the global batch: the loss's normaliser."""
         return self._plan(step).global_weight
 
+    def tokens(self, step: int) -> int:
+        """Return the tokens (rows * sequence length) trained on before a step."""
+        return self.stream.history.tokens(step)
+
     def tokens_per_domain(self, step: int) -> dict[str, int]:
         """Return the tokens that the global batch takes from each domain (rows * sequence length)."""
-        first = step * self.global_rows
-        rows = self.stream.mixture.counts(first + self.global_rows) - self.stream.mixture.counts(first)
-        return {name: int(n) * self.stream.sequence_length for name, n in zip(self.stream.names, rows, strict=True)}
+        settings, first = self.stream.history.settings(step), self.stream.history.first_sample(step)
+        rows = self.stream.counts(first + settings.global_rows) - self.stream.counts(first)
+        return {name: int(n) * settings.sequence_length for name, n in zip(self.stream.names, rows, strict=True)}
 
     def close(self) -> None:
         """End the thread that prefetches. Harmless when repeated."""
@@ -133,10 +157,20 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _offsets(self) -> Int64s:
+    def _check_layout(self, from_step: int) -> None:
+        together = self.micro_rows * self.dp_size
+        segments = self.stream.history.segments
+        ahead = [segment.settings.global_rows for segment in segments if segment.from_step > from_step]
+        for rows in [self.stream.history.settings(from_step).global_rows, *ahead]:
+            if rows < 1 or rows % together:
+                split = f"{self.micro_rows} rows on each of {self.dp_size} ranks"
+                raise ValueError(f"{rows} rows are no multiple of {split}")
+
+    def _offsets(self, step: int) -> Int64s:
         """Return where this rank's rows lie in a global batch: [num_micro_batches, micro_rows]."""
-        batch = np.arange(self.global_rows).reshape(self.num_micro_batches, self.dp_size, self.micro_rows)
-        return batch[:, self.dp_rank]
+        num_micro_batches = self.num_micro_batches(step)
+        batch = np.arange(num_micro_batches * self.dp_size * self.micro_rows)
+        return batch.reshape(num_micro_batches, self.dp_size, self.micro_rows)[:, self.dp_rank]
 
     def _prefetch(self, step: int, at_least: int = 0) -> None:
         """Let the thread make steps from `step` on, and forget what was made ahead for another place in the run."""
@@ -148,7 +182,7 @@ class Loader:
                 self._pending[ahead] = self._executor.submit(self._make, ahead)
 
     def _make_plan(self, step: int) -> _Plan:
-        location = self.stream.locate(np.arange(step * self.global_rows, (step + 1) * self.global_rows))
+        location = self.stream.locate(self.stream.samples(step))
         num_labels = self.stream.num_labels(location, self.document_mask)
         labels_of_domain = np.bincount(location.domain, weights=num_labels, minlength=len(self.stream.names))
         return _Plan(location, math.fsum(labels_of_domain * self._loss_weights))
@@ -158,10 +192,10 @@ class Loader:
         row_weights = self._loss_weights[location.domain] / (global_weight or 1.0)
         return [
             collate(
-                [self.stream.row(int(location.domain[i]), int(location.row[i])) for i in micro_batch],
+                self.stream.rows(Location(*(part[micro_batch] for part in location))),
                 location.domain[micro_batch],
                 row_weights[micro_batch],
                 self.document_mask,
             )
-            for micro_batch in self._offsets()
+            for micro_batch in self._offsets(step)
         ]

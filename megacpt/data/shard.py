@@ -46,6 +46,9 @@ _HEADER = struct.Struct("<9sQBQQ")
 _SCAN_ENTRIES = 1 << 20
 """Entries looked at together when a whole shard is verified: 8 MiB at most."""
 
+_DIGEST_SAMPLES, _DIGEST_BYTES = 5, 1 << 14
+"""How much of each file a digest reads: so many samples at equal distances, of so many bytes."""
+
 
 def dtype_for(vocab_size: int) -> np.dtype:
     """The dtype that Megatron stores ids of such a vocabulary in: uint16 below 65,500 entries, int32 from there."""
@@ -123,6 +126,22 @@ class Shard:
         sequences = self._document_indices[first : self._first_document_from(stop, first)]
         starts = self._pointers[sequences] // self.dtype.itemsize
         return starts if (starts[1:] > starts[:-1]).all() else np.unique(starts)
+
+    def digest(self) -> str:
+        """32 hexadecimal digits of the sizes of both files and of samples of their bytes, in constant time.
+
+        They tell another shard, another order of documents or another tokenizer from this one. A few changed bytes in
+        the middle of a large file can escape; `megacpt shards verify` reads all of it.
+        """
+        content = hashlib.blake2b(digest_size=16)
+        for path in (self.idx_path, self.bin_path):
+            size = path.stat().st_size
+            content.update(size.to_bytes(8, "little"))
+            with path.open("rb") as file:
+                for number in range(_DIGEST_SAMPLES):
+                    file.seek(max(size - _DIGEST_BYTES, 0) * number // (_DIGEST_SAMPLES - 1))
+                    content.update(file.read(_DIGEST_BYTES))
+        return content.hexdigest()
 
     def verify(self, vocab_size: int | None = None) -> None:
         """Read the whole shard and check what opening it cannot.

@@ -1,10 +1,11 @@
 """The stream: every training row of a run, by its number.
 
+    step          -> samples                the run's history: rows of a batch, jumps
     sample number -> (domain, ordinal)      the mixture's quotas
     ordinal       -> (epoch, row)           a permutation of the domain's rows, keyed by seed, domain and epoch
     row k         -> tokens [k*S, k*S + S]  S predicted tokens; the last is also the first that row k + 1 reads
 
-Each arrow is computed, none is looked up, so the stream has no state: a run resumes by naming its next sample, and
+Each arrow is computed, none is looked up, so the stream has no state: a run resumes by naming its next step, and
 neither the number of ranks nor the micro-batch size changes what is trained on. Each row of a domain comes once an
 epoch, and each epoch has an order of its own. Orders are keyed by the domain's *name*: a domain that joins or leaves
 moves no row of another.
@@ -12,21 +13,23 @@ moves no row of another.
 Rows are cut from the domain's documents laid end to end, wherever a row's edge falls. That wastes nothing and needs no
 index of documents in memory; the price is that a document longer than what is left of its row goes on in another row,
 which comes at another time. Less than a row at the end of a domain is left out.
+
+**When the rows change.** Shards behind those of a domain lengthen the epoch that is being read: what is left of it and
+the new rows come next, each once, in an order of their own. A change of the sequence length cuts other rows from the
+same text, and begins an epoch. So does text that itself has changed, if a user accepts that.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from megacpt.data.mixture import Int64s, Mixture
+from megacpt.data.history import CorpusRecord, History
+from megacpt.data.mixture import Int64s
 from megacpt.data.order import KeyedPermutation, stable_hash
 from megacpt.errors import DataError
 
@@ -50,11 +53,20 @@ class TokenSource(Protocol):
     def fingerprint(self) -> str | None:
         """What identifies the tokenizer that made them, where that is known."""
 
+    @property
+    def shard_digests(self) -> tuple[str, ...]:
+        """A digest of each shard's content, in reading order."""
+
     def read(self, start: int, count: int) -> Int64s:
         """Return `count` tokens from token `start` on, as an array of its own."""
 
     def document_starts(self, start: int, stop: int) -> Int64s:
         """Return the rising, distinct offsets d of documents' first tokens with start <= d < stop."""
+
+
+def record_of(source: TokenSource) -> CorpusRecord:
+    """Return what identifies a corpus, for the history of a run."""
+    return CorpusRecord(source.num_tokens, source.num_documents, source.fingerprint, source.shard_digests)
 
 
 class Location(NamedTuple):
@@ -65,9 +77,11 @@ class Location(NamedTuple):
     ordinal: Int64s
     """How many samples of the domain came before, over the whole run."""
     epoch: Int64s
-    """How many times the domain was read to its end before."""
+    """How many epochs of the domain were begun before."""
     row: Int64s
-    """Row of the domain's corpus."""
+    """Row of the domain's text as it is cut there."""
+    cut: Int64s
+    """Place in `Stream.cuts[domain]`: how the text is cut there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,67 +122,107 @@ class DomainReport:
     share: float
     """Of the run's tokens, as it comes out."""
     unique_tokens: int
-    """Predicted tokens that differ in place."""
+    """Predicted tokens that differ in place; at most so many where the sequence length changes."""
     epochs: float
     """How often the domain is read, in full and in part."""
-    repetitions: int
-    """How often the most frequent row comes."""
 
 
 @dataclass(frozen=True)
-class EpochExcess:
-    """A domain that a run reads more often than it should."""
+class Cut:
+    """A domain's text cut into rows of one length, and the order in which they come from some ordinal on.
 
-    name: str
-    epochs: float
-    max_epochs: float
+    Attributes:
+        first_ordinal: of the domain, the first that reads these rows.
+        first_epoch: how many epochs of the domain were begun before.
+        num_rows: rows of the whole text.
+        sequence_length: predicted tokens of a row.
+        key: of the orders.
+        before: where rows were only added: the cut whose last epoch goes on in the first one of this.
+        num_carried: rows of that epoch that are still to come.
+    """
 
-    def __str__(self) -> str:
-        return f"domain {self.name} is read {self.epochs:.2f} times, more than max_epochs {self.max_epochs:g}"
+    first_ordinal: int
+    first_epoch: int
+    num_rows: int
+    sequence_length: int
+    key: tuple[int, ...]
+    before: Cut | None = None
+    num_carried: int = 0
+
+    @property
+    def first_epoch_rows(self) -> int:
+        """Rows of the first epoch."""
+        return self.num_rows if self.before is None else self.num_carried + self.num_rows - self.before.num_rows
+
+    def epochs(self, ordinals: Int64s) -> Int64s:
+        """The epochs of ordinals, counted over the domain's whole history."""
+        later = (ordinals - self.first_ordinal - self.first_epoch_rows) // self.num_rows + 1
+        return self.first_epoch + np.maximum(later, 0)
+
+    def num_left(self, ordinal: int) -> int:
+        """Rows still to come, at an ordinal, of an epoch that is begun; 0 where it has just ended."""
+        beyond_first = ordinal - self.first_ordinal - self.first_epoch_rows
+        return -beyond_first if beyond_first <= 0 else -beyond_first % self.num_rows
+
+    def locate(self, ordinals: Int64s) -> tuple[Int64s, Int64s]:
+        """The epochs and rows of ordinals: [N], [N]."""
+        epochs, rows = self.epochs(ordinals), np.empty_like(ordinals)
+        for epoch in np.unique(epochs).tolist():
+            asked = epochs == epoch
+            if epoch == self.first_epoch:
+                begin, num_rows = self.first_ordinal, self.first_epoch_rows
+            else:
+                begin = self.first_ordinal + self.first_epoch_rows + (epoch - self.first_epoch - 1) * self.num_rows
+                num_rows = self.num_rows
+            places = KeyedPermutation(num_rows, (*self.key, epoch))(ordinals[asked] - begin)
+            rows[asked] = self._carry_on(places) if epoch == self.first_epoch and self.before else places
+        return epochs, rows
+
+    def _carry_on(self, places: Int64s) -> Int64s:
+        """Places in the first epoch -> rows: first those that were left, then those that were added."""
+        assert self.before is not None
+        rows = self.before.num_rows + places - self.num_carried
+        left = places < self.num_carried
+        rows[left] = self.before.locate(self.first_ordinal + places[left])[1]
+        return rows
 
 
 class Stream:
-    """All rows of a run, a pure function of corpora, mixture, sequence length and seed. Immutable.
+    """All rows of a run, a pure function of corpora and history. Immutable.
 
     Args:
-        corpora: domain -> its tokens. Domains that the mixture does not name are not read.
-        mixture: whose turn it is.
-        sequence_length: predicted tokens of a row, S.
-        seed: chooses the order of each domain's rows.
+        corpora: domain -> its tokens. One that is no longer read may be missing.
+        history: how they are mixed and cut.
 
     Raises:
-        DataError: if a domain of the mixture has no corpus, or a corpus has fewer tokens than one row reads.
+        DataError: if a corpus has fewer tokens than one row reads.
+
+    Attributes:
+        names: the domains.
+        cuts: for each domain how its text is cut, ascending by ordinal.
     """
 
-    def __init__(
-        self, corpora: Mapping[str, TokenSource], mixture: Mixture, sequence_length: int, seed: int = 0
-    ) -> None:
-        for name in mixture.names:
-            if name not in corpora:
-                raise DataError(
-                    "the mixture has a domain without tokens", where=f"domain {name}", expected=f"one of {[*corpora]}"
-                )
-            if corpora[name].num_tokens < sequence_length + 1:
-                raise DataError(
-                    "the domain is too small for a single row",
-                    where=f"domain {name}",
-                    found=f"{corpora[name].num_tokens:,} tokens",
-                    expected=f"sequence length + 1 = {sequence_length + 1:,} or more",
-                    hint="Give it more text, or shorten the sequences.",
-                )
+    def __init__(self, corpora: Mapping[str, TokenSource], history: History) -> None:
         self.corpora = dict(corpora)
-        self.mixture = mixture
-        self.sequence_length = sequence_length
-        self.seed = int(seed)
-        self.names = mixture.names
-        self.sources = tuple(corpora[name] for name in self.names)
-        self.num_rows = np.array([(source.num_tokens - 1) // sequence_length for source in self.sources])
-        """Rows of each domain."""
-        self._order_keys = [stable_hash("order", name) for name in self.names]
+        self.history = history
+        self.names = history.domains
+        self.cuts = tuple(tuple(_cuts(history, name)) for name in self.names)
+        self._places = np.array([self.names.index(name) for name in history.mixture.names])
 
-    def with_mixture(self, mixture: Mixture) -> Stream:
-        """Return the stream of the same corpora under another mixture (`mixture.append(...)`)."""
-        return Stream(self.corpora, mixture, self.sequence_length, self.seed)
+    def with_history(self, history: History) -> Stream:
+        """The stream of the same corpora under another history."""
+        return Stream(self.corpora, history)
+
+    def samples(self, step: int) -> Int64s:
+        """The numbers of the samples that a step reads: [global_rows]."""
+        first = self.history.first_sample(step)
+        return np.arange(first, first + self.history.settings(step).global_rows)
+
+    def counts(self, num_samples: int) -> Int64s:
+        """How many of the first samples each domain gives: [len(names)], in closed form."""
+        counts = np.zeros(len(self.names), dtype=np.int64)
+        counts[self._places] = self.history.mixture.counts(num_samples)
+        return counts
 
     def locate(self, sample_numbers: npt.ArrayLike) -> Location:
         """Return where samples come from; every array has the shape of `sample_numbers`.
@@ -176,89 +230,117 @@ class Stream:
         Raises:
             ValueError: for a number outside [0, 2**40).
         """
-        domains, ordinals = self.mixture.locate(sample_numbers)
-        epochs, rows = np.divmod(ordinals, self.num_rows[domains])
+        places, ordinals = self.history.mixture.locate(sample_numbers)
+        domains = self._places[places]
+        epochs, rows, cut_numbers = (np.empty_like(domains) for _ in range(3))
         for domain in np.unique(domains):
-            for epoch in np.unique(epochs[domains == domain]):
-                asked = (domains == domain) & (epochs == epoch)
-                order = KeyedPermutation(int(self.num_rows[domain]), (self.seed, self._order_keys[domain], int(epoch)))
-                rows[asked] = order(rows[asked])
-        return Location(domains, ordinals, epochs, rows)
+            cuts = self.cuts[domain]
+            of_domain = domains == domain
+            first_ordinals = [cut.first_ordinal for cut in cuts]
+            cut_numbers[of_domain] = np.searchsorted(first_ordinals, ordinals[of_domain], side="right") - 1
+            for number in np.unique(cut_numbers[of_domain]):
+                asked = of_domain & (cut_numbers == number)
+                epochs[asked], rows[asked] = cuts[number].locate(ordinals[asked])
+        return Location(domains, ordinals, epochs, rows, cut_numbers)
 
-    def row(self, domain: int, row: int) -> Row:
-        """Return a row's tokens and document boundaries."""
-        return read_row(self.sources[domain], row, self.sequence_length)
+    def rows(self, location: Location) -> list[Row]:
+        """Return the tokens and document boundaries of located rows, in their order."""
+        return [
+            read_row(self._source(domain), row, self.cuts[domain][cut].sequence_length)
+            for domain, row, cut in _places(location)
+        ]
 
     def num_labels(self, location: Location, document_mask: bool = True) -> Int64s:
         """Return how many tokens each located row predicts, without reading a token: the shape of the location.
 
         A token is predicted from the one before it; with `document_mask` only within a document.
         """
-        num_labels = np.full(location.row.shape, self.sequence_length)
-        if document_mask:
-            length = self.sequence_length
-            for i, (domain, row) in enumerate(zip(location.domain.flat, location.row.flat, strict=True)):
-                start = int(row) * length
-                num_labels.flat[i] -= len(self.sources[domain].document_starts(start + 1, start + length + 1))
+        num_labels = np.empty_like(location.row)
+        for i, (domain, row, cut) in enumerate(_places(location)):
+            length = self.cuts[domain][cut].sequence_length
+            num_labels.flat[i] = length
+            if document_mask:
+                start = row * length
+                num_labels.flat[i] -= len(self._source(domain).document_starts(start + 1, start + length + 1))
         return num_labels
 
-    def report(self, num_samples: int) -> tuple[DomainReport, ...]:
-        """Return what the run's first samples (1 or more) take from each domain, in the order of `names`."""
-        counts = self.mixture.counts(num_samples)
-        target_shares = self.mixture.target_shares(num_samples)
+    def _source(self, domain: int) -> TokenSource:
+        name = self.names[domain]
+        if name not in self.corpora:
+            raise DataError("the domain's tokens are not at hand", where=f"domain {name}")
+        return self.corpora[name]
+
+    def report(self, num_steps: int) -> tuple[DomainReport, ...]:
+        """Return what the run's first steps (1 or more) take from each domain, in the order of `names`.
+
+        Samples that a jump passes over are not taken, but their rows do not come again in that epoch.
+        """
+        tokens, targets = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
+        for stretch in self.history.stretches(num_steps):
+            num_samples = stretch.num_steps * stretch.settings.global_rows
+            counts = self.counts(stretch.first_sample + num_samples) - self.counts(stretch.first_sample)
+            tokens += counts * stretch.settings.sequence_length
+            weights = np.array([stretch.settings.weights.get(name, 0.0) for name in self.names])
+            targets += weights / weights.sum() * stretch.num_steps * stretch.settings.tokens_per_step
+        total = self.history.tokens(num_steps)
+        ordinals = self.counts(self.history.first_sample(num_steps))
         return tuple(
             DomainReport(
                 name=name,
-                target_share=float(target_shares[i]),
-                tokens=int(counts[i]) * self.sequence_length,
-                share=float(counts[i] / num_samples),
-                unique_tokens=int(min(counts[i], self.num_rows[i])) * self.sequence_length,
-                epochs=float(counts[i] / self.num_rows[i]),
-                repetitions=math.ceil(counts[i] / self.num_rows[i]),
+                target_share=float(targets[i] / total),
+                tokens=int(tokens[i]),
+                share=float(tokens[i] / total),
+                unique_tokens=int(min(tokens[i], max(cut.num_rows * cut.sequence_length for cut in self.cuts[i]))),
+                epochs=_epochs_read(self.cuts[i], int(ordinals[i])),
             )
             for i, name in enumerate(self.names)
         )
 
-    def epoch_excesses(self, num_samples: int, max_epochs: Mapping[str, float]) -> list[EpochExcess]:
-        """Return the domains that the run's first samples read more often than `max_epochs` says; absent: no limit."""
-        return [
-            EpochExcess(domain.name, domain.epochs, max_epochs[domain.name])
-            for domain in self.report(num_samples)
-            if domain.epochs > max_epochs.get(domain.name, math.inf)
-        ]
 
-    def identity(self) -> dict[str, Any]:
-        """Return what makes this stream what it is, as a JSON object to store in a checkpoint."""
-        return {
-            "format": 1,
-            "seed": self.seed,
-            "sequence_length": self.sequence_length,
-            "domains": {
-                name: {
-                    "tokens": source.num_tokens,
-                    "documents": source.num_documents,
-                    "tokenizer": source.fingerprint,
-                }
-                for name, source in zip(self.names, self.sources, strict=True)
-            },
-            "mixture": self.mixture.to_json(),
-        }
+def _places(location: Location) -> Iterator[tuple[int, int, int]]:
+    """(domain, row, cut) of each located sample."""
+    parts = (location.domain, location.row, location.cut)
+    return zip(*(part.ravel().tolist() for part in parts), strict=True)
 
-    def changes_since(self, stored: Mapping[str, Any]) -> list[str]:
-        """Return what differs from the `identity` stored by the run that this stream is to continue, a phrase each.
 
-        The mixture's history is left out, for it may grow: continue `Mixture.from_json(stored["mixture"])`. For the
-        same reason domains may have joined.
-        """
-        current = self.identity()
-        facts = [(key, stored[key], current[key]) for key in ("format", "seed", "sequence_length")]
-        for name, domain in stored["domains"].items():
-            now = current["domains"].get(name, {})
-            facts += [(f"{key} of domain {name}", value, now.get(key)) for key, value in domain.items()]
-        return [f"{what}: {before} before, {after} now" for what, before, after in facts if before != after]
+def _cuts(history: History, name: str) -> list[Cut]:
+    """How the text of a domain is cut over a run, ascending by ordinal; a cut that nothing is read of is left out."""
+    generations = [generation for generation in history.corpora if generation.domain == name]
+    edges = {segment.from_step for segment in history.segments} | {each.from_step for each in generations}
+    cuts: list[Cut] = []
+    texts: list[tuple[CorpusRecord, int]] = []
+    for step in sorted(edge for edge in edges if edge >= generations[0].from_step):
+        text = [each.record for each in generations if each.from_step <= step][-1]
+        length = history.settings(step).sequence_length
+        if texts and texts[-1] == (text, length):
+            continue
+        num_rows = (text.tokens - 1) // length
+        if num_rows < 1:
+            raise DataError(
+                "the domain is too small for a single row",
+                where=f"domain {name}",
+                found=f"{text.tokens:,} tokens",
+                expected=f"sequence length + 1 = {length + 1:,} or more",
+                hint="Give it more text, or shorten the sequences.",
+            )
+        ordinal = history.num_samples_of(name, step)
+        while cuts and cuts[-1].first_ordinal == ordinal:
+            cuts.pop()
+            texts.pop()
+        cut = Cut(ordinal, 0, num_rows, length, (history.seed, stable_hash("order", name)))
+        if cuts:
+            last, (last_text, last_length) = cuts[-1], texts[-1]
+            cut = replace(cut, first_epoch=int(last.epochs(np.array(ordinal - 1))) + 1)
+            if length == last_length and last_text.grows_to(text) and last.num_left(ordinal):
+                cut = replace(cut, before=last, num_carried=last.num_left(ordinal))
+        cuts.append(cut)
+        texts.append((text, length))
+    return cuts
 
-    @property
-    def fingerprint(self) -> str:
-        """64 hexadecimal digits: streams that agree in them hand out the same rows of corpora of the same sizes."""
-        identity = self.identity() | {"mixture": self.mixture.fingerprint}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+def _epochs_read(cuts: Sequence[Cut], num_samples: int) -> float:
+    """How often a domain was read when so many samples were taken from it."""
+    ends = [cut.first_ordinal for cut in cuts[1:]] + [max(num_samples, cuts[-1].first_ordinal)]
+    return sum(
+        max(min(end, num_samples) - cut.first_ordinal, 0) / cut.num_rows for cut, end in zip(cuts, ends, strict=True)
+    )

@@ -43,7 +43,7 @@ class Evaluation:
     Args:
         evaluator: measures.
         sinks: where the records go.
-        tokens_per_step: tokens of a global batch.
+        tokens: step -> tokens trained on before it.
         every_steps: None: not on the way.
         at_start, at_end: before the first step of the run; after the last one done.
     """
@@ -52,7 +52,7 @@ class Evaluation:
         self,
         evaluator: Evaluator,
         sinks: Sequence[Sink],
-        tokens_per_step: int,
+        tokens: Callable[[int], int],
         *,
         every_steps: int | None,
         at_start: bool,
@@ -60,7 +60,7 @@ class Evaluation:
     ) -> None:
         self.evaluator = evaluator
         self.sinks = sinks
-        self.tokens_per_step = tokens_per_step
+        self.tokens = tokens
         self.every_steps, self.at_start, self.at_end = every_steps, at_start, at_end
         self._evaluated_step: int | None = None
 
@@ -83,7 +83,7 @@ class Evaluation:
 
     def _evaluate(self, step: int) -> EvaluationRecord:
         self._evaluated_step = step
-        record = self.evaluator.evaluate(step, step * self.tokens_per_step)
+        record = self.evaluator.evaluate(step, self.tokens(step))
         for sink in self.sinks:
             sink.write_evaluation(record)
         return record

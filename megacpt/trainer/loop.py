@@ -41,7 +41,6 @@ class Trainer:
         engine: computes steps.
         loader: the micro-batches of each step.
         learning_rate: tokens seen after a step -> the step's learning rate.
-        tokens_per_step: tokens of a global batch.
         hooks: what is done between steps.
         seed: of dropout.
         utilisation: tokens per second -> MFU, where the device's peak is known.
@@ -50,7 +49,6 @@ class Trainer:
     engine: Engine
     loader: Loader
     learning_rate: Callable[[int], float]
-    tokens_per_step: int
     hooks: Sequence[Hook]
     seed: int = 0
     utilisation: Callable[[float], float | None] = lambda tokens_per_second: None
@@ -61,7 +59,7 @@ class Trainer:
         for hook in self.hooks:
             hook.before_training(first_step)
         for step in range(first_step, last_step):
-            with throughput.step(self.tokens_per_step):
+            with throughput.step(self.loader.tokens(step + 1) - self.loader.tokens(step)):
                 record = self.step(step)
             rate = throughput.tokens_per_second
             timed = record(rate, self.utilisation(rate))
@@ -73,7 +71,7 @@ class Trainer:
     def step(self, step: int) -> Callable[[float, float | None], StepRecord]:
         """Do step number `step` (from 0); returns its record, but for the speed, which is known only afterwards."""
         torch.manual_seed(self.seed * 1_000_003 + step)
-        tokens = (step + 1) * self.tokens_per_step
+        tokens = self.loader.tokens(step + 1)
         rate = self.learning_rate(tokens)
         result = self.engine.train_step(self.loader.step(step), rate)
         if result.skipped:

@@ -11,8 +11,10 @@ import torch
 from megacpt.assemble import data
 from megacpt.data.corpus import Corpus
 from megacpt.data.manifest import TokenizerRecord
+from megacpt.data.stream import Stream
 from megacpt.errors import DataError
 from megacpt.parallel.grid import Coordinate
+from megacpt.recipe import Resolved
 from tests.assemble.recipes import resolved
 from tests.data.memory_corpus import MemoryCorpus
 
@@ -122,27 +124,32 @@ def test_what_is_missing_is_placed_in_the_recipe(tmp_path: Path, monkeypatch: py
 CORPORA: dict[str, Any] = {"law": MemoryCorpus([20] * 40), "web": MemoryCorpus([20] * 40, first_token=10_000)}
 
 
+def rows(run: Resolved) -> Stream:
+    """The rows of a fresh run."""
+    return Stream(CORPORA, data.history(run, CORPORA))
+
+
 def test_the_stream_mixes_the_weighted_domains(tmp_path: Path) -> None:
-    stream = data.stream(resolved(tmp_path, "seed=3").recipe, CORPORA)
+    stream = rows(resolved(tmp_path, "seed=3"))
     assert tuple(stream.names) == ("law", "web")
-    assert stream.sequence_length == 16
-    described = data.describe(stream, num_samples=64)
-    assert described["law"].startswith("75.0% of the tokens: 768,")
-    assert described["web"].startswith("25.0% of the tokens: 256,")
+    assert stream.history.seed == 3
+    described = data.describe(stream, num_steps=8)
+    assert described["law"] == "75.0% of the tokens: 768 (768 of them different), 0.98 epochs"
+    assert described["web"].startswith("25.0% of the tokens: 256 ")
 
 
 def test_too_many_epochs_are_refused(tmp_path: Path) -> None:
     run = resolved(tmp_path, "data.domains.law.max_epochs=12", "data.domains.web.max_epochs=5")
     # 600 rows of a corpus of 49
     with pytest.raises(DataError, match=r"law\.max_epochs: the run would read domain 'law' 12\.2 times .*at most 12"):
-        data.refuse_excess_epochs(run, data.stream(run.recipe, CORPORA))
+        data.refuse_excess_epochs(run.recipe, rows(run), run.num_steps)
     run = resolved(tmp_path, "data.domains.law.max_epochs=13", "data.domains.web.max_epochs=5")
-    data.refuse_excess_epochs(run, data.stream(run.recipe, CORPORA))
+    data.refuse_excess_epochs(run.recipe, rows(run), run.num_steps)
 
 
 def test_ranks_share_the_global_batch(tmp_path: Path) -> None:
     run = resolved(tmp_path, "batch.micro_rows=2", "data.domains.web.loss_weight=0.5", world_size=2)
-    stream = data.stream(run.recipe, CORPORA)
+    stream = rows(run)
     batches = []
     for rank in range(2):
         with data.loader(run, stream, Coordinate(pipeline=0, data=rank, tensor=0), first_step=3) as loader:

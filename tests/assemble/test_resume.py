@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from megacpt.assemble.resume import FREE, check_continues, check_stream, choose_checkpoint, run_folder, state
+from megacpt.assemble.data import plan
+from megacpt.assemble.resume import FREE, check_continues, choose_checkpoint, continued_history, run_folder, state
 from megacpt.checkpoint.folder import CheckpointFolder
-from megacpt.data.mixture import Mixture
-from megacpt.data.stream import Stream
+from megacpt.data.history import CorpusRecord, History, Settings
 from megacpt.errors import CheckpointError
 from megacpt.recipe import Resolved
 from tests.assemble.recipes import resolved
-from tests.data.memory_corpus import MemoryCorpus
+
+TEXTS = {name: CorpusRecord(180, 9, "t", ("one", "two")) for name in ("law", "web")}
 
 
-def rows(num_documents: int = 9) -> Stream:
-    corpora = {"law": MemoryCorpus([20] * num_documents), "web": MemoryCorpus([20] * 9)}
-    return Stream(corpora, Mixture({"law": 3.0, "web": 1.0}, seed=0), 16, 0)
+def history(values: Resolved) -> History:
+    return History.begin(0, plan(values), TEXTS)
 
 
 def save(run: Path, values: Resolved, step: int = 5) -> Path:
     """A checkpoint of `values` in the run folder."""
     folder = CheckpointFolder(run / "checkpoints")
     folder.begin(step)
-    return folder.commit(step, state(values, 118, rows(), step), keep_last=9)
+    return folder.commit(step, state(values, 118, history(values), step), keep_last=9)
 
 
 def test_the_state_says_where_the_run_stands(tmp_path: Path) -> None:
@@ -109,11 +109,49 @@ def test_another_layout_is_refused_even_if_accepted(tmp_path: Path) -> None:
         check_continues(resolved(tmp_path, world_size=4), checkpoint)
 
 
-def test_other_data_is_refused(tmp_path: Path) -> None:
-    saved: dict[str, Any] = json.loads((save(tmp_path, resolved(tmp_path)) / "state.json").read_text())
-    check_stream(rows(), saved, tmp_path)
-    with pytest.raises(CheckpointError, match=r"the data is not that of the checkpoint: .*law"):
-        check_stream(rows(num_documents=11), saved, tmp_path)
+def continued(folder: Path, now: Resolved, texts: dict[str, CorpusRecord], *accepted: str) -> History:
+    """The history that goes on from a checkpoint of the small recipe, through the JSON of its state."""
+    saved = json.loads((save(folder, resolved(folder)) / "state.json").read_text())
+    return continued_history(saved, plan(now), texts, folder, accepted)
+
+
+def test_an_equal_recipe_goes_on_with_the_stored_history(tmp_path: Path) -> None:
+    changed = history(resolved(tmp_path)).set_weights(3, {"law": 1}).jump(4, 16)
+    saved = {"step": 5, "data": json.loads(json.dumps(changed.to_json()))}
+    assert continued_history(saved, plan(resolved(tmp_path)), TEXTS, tmp_path) == changed
+
+
+def test_an_edited_mixture_holds_from_the_checkpoint_on(tmp_path: Path) -> None:
+    now = resolved(tmp_path, "data.domains.web.weight=3", "batch.global_rows=4")
+    went_on = continued(tmp_path, now, TEXTS)
+    assert went_on.settings(4) == Settings({"law": 3.0, "web": 1.0}, 16, 8)
+    assert went_on.settings(5) == Settings({"law": 3.0, "web": 3.0}, 16, 4)
+    assert (went_on.first_sample(5), went_on.first_sample(6)) == (40, 44)
+
+
+@pytest.mark.parametrize(
+    "now, said",
+    [
+        (
+            CorpusRecord(240, 12, "t", ("one", "two", "three")),
+            r"tokens 180 before, 240 now.*1 shards were added behind",
+        ),
+        (CorpusRecord(180, 9, "t", ("two", "one")), "domain law: the shards come in another order"),
+        (CorpusRecord(180, 9, "t", ("one", "2")), "domain law: the content of shard 2 of 2 changed"),
+        (CorpusRecord(180, 9, "u", ("one", "two")), "domain law: tokenizer t before, u now"),
+        (CorpusRecord(90, 4, "t", ("one",)), "2 shards before, 1 now, and not only added ones"),
+    ],
+)
+def test_other_text_is_refused_or_accepted_on_record(now: CorpusRecord, said: str, tmp_path: Path) -> None:
+    texts, values = TEXTS | {"law": now}, resolved(tmp_path)
+    with pytest.raises(CheckpointError, match=f"the data is not that of the checkpoint: .*{said}"):
+        continued(tmp_path, values, texts)
+    with pytest.raises(CheckpointError, match="the data is not that"):
+        continued(tmp_path, values, texts, "data.domains.web.shards")
+    went_on = continued(tmp_path, values, texts, "data.domains.law.shards")
+    assert went_on.latest_corpus("law") == now
+    (accepted,) = went_on.accepted
+    assert accepted.at_step == 5 and re.search(said, accepted.what)
 
 
 def test_a_fresh_run_starts_in_an_empty_folder(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from megacpt.data.history import History, Settings, Stage
+from megacpt.data.stream import Stream, TokenSource, record_of
 
 
 class MemoryCorpus:
@@ -18,6 +21,7 @@ class MemoryCorpus:
         self.num_documents = len(lengths)
         self.text_bytes = text_bytes
         self.fingerprint: str | None = None
+        self.shard_digests: tuple[str, ...] = ()
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
         assert start >= 0 and start + count <= self.num_tokens
@@ -33,3 +37,15 @@ class UnreadableCorpus(MemoryCorpus):
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
         raise OSError("the disk is gone")
+
+
+def stream_of(
+    corpora: Mapping[str, TokenSource],
+    weights: Mapping[str, float],
+    sequence_length: int,
+    global_rows: int = 1,
+    seed: int = 0,
+) -> Stream:
+    """The stream of a run without any change."""
+    plan = [Stage(0, Settings(weights, sequence_length, global_rows))]
+    return Stream(corpora, History.begin(seed, plan, {name: record_of(corpus) for name, corpus in corpora.items()}))

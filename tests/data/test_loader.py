@@ -12,22 +12,21 @@ from hypothesis import strategies as st
 
 from megacpt.data.batch import IGNORE_INDEX, MicroBatch
 from megacpt.data.loader import Loader
-from megacpt.data.mixture import Mixture
 from megacpt.data.stream import Stream
 from megacpt.errors import DataError
-from tests.data.memory_corpus import MemoryCorpus, UnreadableCorpus
+from tests.data.memory_corpus import MemoryCorpus, UnreadableCorpus, stream_of
 
 S = 16
 LOSS_WEIGHTS = {"a": 1.0, "b": 2.5}
 
 
-def make_stream(seed: int = 0) -> Stream:
+def make_stream(global_rows: int, seed: int = 0) -> Stream:
     """Two domains: `a` in documents of 1 to 24 tokens, `b` in long ones."""
     corpora = {
         "a": MemoryCorpus(np.random.default_rng(0).integers(1, 25, size=60).tolist()),
         "b": MemoryCorpus([100] * 5, first_token=10_000),
     }
-    return Stream(corpora, Mixture({"a": 0.75, "b": 0.25}, seed), S, seed)
+    return stream_of(corpora, {"a": 0.75, "b": 0.25}, S, global_rows, seed)
 
 
 def equal(one: Sequence[MicroBatch], other: Sequence[MicroBatch]) -> bool:
@@ -50,17 +49,18 @@ def equal(one: Sequence[MicroBatch], other: Sequence[MicroBatch]) -> bool:
 def test_the_ranks_of_any_layout_share_the_batch_of_a_single_rank(
     step: int, dp_size: int, micro_rows: int, prefetch_steps: int, document_mask: bool
 ) -> None:
-    stream, global_rows = make_stream(), 48
-    with Loader(stream, global_rows, 1, 0, 1, LOSS_WEIGHTS, document_mask, prefetch_steps=0) as loader:
+    global_rows = 48
+    stream = make_stream(global_rows)
+    with Loader(stream, 1, 0, 1, LOSS_WEIGHTS, document_mask, prefetch_steps=0) as loader:
         single = loader.step(step)
     seen = []
     for rank in range(dp_size):
-        layout = (global_rows, micro_rows, rank, dp_size)
+        layout = (micro_rows, rank, dp_size)
         with Loader(
             stream, *layout, LOSS_WEIGHTS, document_mask, start_step=step, prefetch_steps=prefetch_steps
         ) as loader:
             batches, samples = loader.step(step), loader.samples(step)
-        assert len(batches) == loader.num_micro_batches == len(samples)
+        assert len(batches) == loader.num_micro_batches(step) == len(samples)
         for m, (batch, numbers) in enumerate(zip(batches, samples, strict=True)):
             rows = [MicroBatch(*(getattr(batch, f.name)[j : j + 1] for f in fields(batch))) for j in range(micro_rows)]
             for j, (row, number) in enumerate(zip(rows, numbers.tolist(), strict=True)):
@@ -72,7 +72,7 @@ def test_the_ranks_of_any_layout_share_the_batch_of_a_single_rank(
 
 @given(step=st.integers(0, 50), weight_of_b=st.floats(0, 10))
 def test_weights_sum_to_one_and_follow_the_loss_weights(step: int, weight_of_b: float) -> None:
-    with Loader(make_stream(), 32, 4, loss_weights={"a": 2, "b": weight_of_b}, prefetch_steps=0) as loader:
+    with Loader(make_stream(32), 4, loss_weights={"a": 2, "b": weight_of_b}, prefetch_steps=0) as loader:
         batches = loader.step(step)
     weights = torch.cat([batch.weights for batch in batches]).double()
     labels = torch.cat([batch.labels for batch in batches])
@@ -87,15 +87,14 @@ def test_weights_sum_to_one_and_follow_the_loss_weights(step: int, weight_of_b: 
 
 
 def test_a_micro_batch_of_one_domain_keeps_its_domains_weight() -> None:
-    with Loader(make_stream(), 8, micro_rows=1, loss_weights=LOSS_WEIGHTS) as loader:
+    with Loader(make_stream(8), micro_rows=1, loss_weights=LOSS_WEIGHTS) as loader:
         batches = loader.step(0)
     weight = {int(batch.domains[0, 0]): float(batch.weights.max()) for batch in batches}
     assert weight[1] / weight[0] == pytest.approx(2.5)
 
 
 def test_a_batch_without_a_single_label_weighs_nothing() -> None:
-    stream = Stream({"a": MemoryCorpus([1] * 100)}, Mixture({"a": 1}), S)
-    with Loader(stream, 4) as loader:
+    with Loader(stream_of({"a": MemoryCorpus([1] * 100)}, {"a": 1}, S, 4)) as loader:
         assert all((batch.weights == 0).all() for batch in loader.step(0))
         assert loader.global_weight(0) == 0
 
@@ -103,9 +102,9 @@ def test_a_batch_without_a_single_label_weighs_nothing() -> None:
 @given(resume_at=st.integers(0, 12), prefetch_steps=st.integers(0, 3))
 @settings(max_examples=20)
 def test_a_resumed_run_reads_what_the_uninterrupted_one_reads(resume_at: int, prefetch_steps: int) -> None:
-    with Loader(make_stream(), 8, 2, 1, 2, LOSS_WEIGHTS) as loader:
+    with Loader(make_stream(8), 2, 1, 2, LOSS_WEIGHTS) as loader:
         uninterrupted = [loader.step(step) for step in range(14)]
-    with Loader(make_stream(), 8, 2, 1, 2, LOSS_WEIGHTS, start_step=resume_at, prefetch_steps=prefetch_steps) as loader:
+    with Loader(make_stream(8), 2, 1, 2, LOSS_WEIGHTS, start_step=resume_at, prefetch_steps=prefetch_steps) as loader:
         for step in range(resume_at, 14):
             assert equal(loader.step(step), uninterrupted[step])
 
@@ -113,9 +112,9 @@ def test_a_resumed_run_reads_what_the_uninterrupted_one_reads(resume_at: int, pr
 @given(steps=st.lists(st.integers(0, 6), max_size=12), prefetch_steps=st.integers(0, 3))
 @settings(max_examples=20)
 def test_a_step_is_the_same_in_whatever_order_it_is_asked_for(steps: list[int], prefetch_steps: int) -> None:
-    with Loader(make_stream(), 4, prefetch_steps=0) as loader:
+    with Loader(make_stream(4), prefetch_steps=0) as loader:
         expected = [loader.step(step) for step in range(7)]
-    with Loader(make_stream(), 4, prefetch_steps=prefetch_steps) as loader:
+    with Loader(make_stream(4), prefetch_steps=prefetch_steps) as loader:
         for step in steps:
             assert equal(loader.step(step), expected[step])
 
@@ -131,8 +130,8 @@ def test_steps_are_made_ahead_in_the_background() -> None:
                 is_made.notify_all()
             return super().read(start, count)
 
-    stream = Stream({"a": Watched([S * 10 + 1])}, Mixture({"a": 1}), S)
-    with Loader(stream, 1, prefetch_steps=2) as loader:
+    stream = stream_of({"a": Watched([S * 10 + 1])}, {"a": 1}, S)
+    with Loader(stream, prefetch_steps=2) as loader:
         loader.step(0)
         with is_made:
             assert is_made.wait_for(lambda: len(made) == 3, timeout=60), "steps 1 and 2 are not made ahead"
@@ -142,8 +141,8 @@ def test_steps_are_made_ahead_in_the_background() -> None:
 
 
 def test_tokens_per_domain_are_those_of_the_global_batch() -> None:
-    stream = make_stream()
-    with Loader(stream, 12, dp_rank=1, dp_size=2) as loader:
+    stream = make_stream(12)
+    with Loader(stream, dp_rank=1, dp_size=2) as loader:
         for step in range(5):
             domains = stream.locate(np.arange(12 * step, 12 * step + 12)).domain
             expected = {"a": int((domains == 0).sum()) * S, "b": int((domains == 1).sum()) * S}
@@ -151,8 +150,7 @@ def test_tokens_per_domain_are_those_of_the_global_batch() -> None:
 
 
 def test_the_global_weight_needs_no_tokens_but_a_read_that_fails_reaches_the_caller() -> None:
-    stream = Stream({"a": UnreadableCorpus([100])}, Mixture({"a": 1}), S)
-    with Loader(stream, 2) as loader:
+    with Loader(stream_of({"a": UnreadableCorpus([100])}, {"a": 1}, S, 2)) as loader:
         assert loader.global_weight(0) == 2 * S
         for _ in range(2):  # not only the first time
             with pytest.raises(OSError, match="the disk is gone"):
@@ -164,7 +162,7 @@ def test_close_ends_the_thread() -> None:
         return sum(thread.name.startswith("megacpt-loader") for thread in threading.enumerate())
 
     before = workers()
-    loader = Loader(make_stream(), 4, prefetch_steps=3)
+    loader = Loader(make_stream(4), prefetch_steps=3)
     loader.step(0)
     assert workers() == before + 1
     loader.close()
@@ -175,10 +173,10 @@ def test_close_ends_the_thread() -> None:
 @pytest.mark.parametrize("layout", [(6, 4, 0, 1), (6, 2, 0, 2), (0, 1, 0, 1), (4, 1, 2, 2), (4, 1, -1, 2)])
 def test_a_layout_that_does_not_fit_is_refused(layout: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"no multiple|no rank"):
-        Loader(make_stream(), *layout)
+        Loader(make_stream(layout[0]), *layout[1:])
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_loss_weight_is_refused(weight: float) -> None:
     with pytest.raises(DataError, match="domain b: a loss weight must be a finite number >= 0"):
-        Loader(make_stream(), 4, loss_weights={"b": weight})
+        Loader(make_stream(4), loss_weights={"b": weight})

@@ -40,6 +40,9 @@ class NotingLoader:
     def step(self, step: int) -> list[float]:
         return [float(step)]
 
+    def tokens(self, step: int) -> int:
+        return step * TOKENS_PER_STEP
+
 
 class NotingHook:
     def __init__(self, name: str, events: Events) -> None:

@@ -28,7 +28,7 @@ def evaluated(first: int, last: int, **settings: Any) -> list[int]:
     events: Events = []
     sink = NotingSink()
     settings = {"every_steps": 3, "at_start": True, "at_end": True} | settings
-    hook = Evaluation(cast(Evaluator, NotingEvaluator(events)), [sink], TOKENS_PER_STEP, **settings)
+    hook = Evaluation(cast(Evaluator, NotingEvaluator(events)), [sink], lambda step: step * TOKENS_PER_STEP, **settings)
     go_through(hook, first, last)
     assert events == [("evaluate", record.step, record.tokens) for record in sink.evaluations]
     assert all(record.tokens == record.step * TOKENS_PER_STEP for record in sink.evaluations)

@@ -21,7 +21,6 @@ def trainer(events: Events, **settings: Any) -> Trainer:
         engine=cast(Any, NotingEngine(events)),
         loader=cast(Loader, NotingLoader()),
         learning_rate=settings.pop("learning_rate", float),
-        tokens_per_step=TOKENS_PER_STEP,
         **{"hooks": [], **settings},
     )
 
@@ -76,7 +75,7 @@ def test_random_numbers_follow_from_seed_and_step() -> None:
     def numbers(first: int, last: int, seed: int) -> list[float]:
         engine = NotingEngine([])
         torch.rand(3)  # whatever was drawn before
-        Trainer(cast(Any, engine), cast(Loader, NotingLoader()), float, TOKENS_PER_STEP, [], seed=seed).fit(first, last)
+        Trainer(cast(Any, engine), cast(Loader, NotingLoader()), float, [], seed=seed).fit(first, last)
         return engine.random_numbers
 
     whole = numbers(0, 6, seed=0)
@@ -91,5 +90,5 @@ def test_a_skipped_step_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         def train_step(self, micro_batches: Sequence[float], learning_rate: float) -> StepResult:
             return replace(super().train_step(micro_batches, learning_rate), skipped=micro_batches[0] == 4.0)
 
-    Trainer(cast(Any, Skipping([])), cast(Loader, NotingLoader()), float, TOKENS_PER_STEP, []).fit(3, 6)
+    Trainer(cast(Any, Skipping([])), cast(Loader, NotingLoader()), float, []).fit(3, 6)
     assert capsys.readouterr().err.splitlines() == ["step 5 is skipped: its gradient norm is not finite"]
