@@ -60,5 +60,9 @@ class CheckpointError(MegacptError):
     """A checkpoint that is missing, incomplete, or of another run."""
 
 
+class ForgettingError(MegacptError):
+    """A domain was forgotten beyond its budget, and the recipe says to stop."""
+
+
 class LaunchError(MegacptError):
     """A world of processes that does not fit the recipe, or the machine."""

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megacpt.assemble import data, model, resume
+from megacpt.assemble.evaluation import budget_watch, occasions
 from megacpt.assemble.outputs import open_sinks
 from megacpt.assemble.schedule import schedule
 from megacpt.assemble.stages import stage_bounds
@@ -21,7 +22,7 @@ from megacpt.observe.flops import mfu
 from megacpt.observe.log import logger
 from megacpt.parallel.grid import Grid
 from megacpt.recipe import Architecture, Resolved
-from megacpt.trainer.hooks import Checkpointing, Evaluation, Hook, Reporting
+from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
 from megacpt.trainer.loop import Trainer
 
 
@@ -82,7 +83,8 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
     if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
     shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, num_steps)
-    sinks = open_sinks(resolved, folder, first_step, shown) if is_main else []
+    due = occasions(resolved, stream.history)
+    sinks = open_sinks(resolved, folder, first_step, shown, due) if is_main else []
     evaluator = Evaluator(
         engine,
         data.held_out(recipe, held_out),
@@ -91,32 +93,31 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
         dp_size=resolved.data,
     )
     loader = data.loader(resolved, stream, place, first_step)
-    hooks: list[Hook] = [
-        Evaluation(
-            evaluator,
-            sinks,
-            loader.tokens,
-            every_steps=resolved.evaluation_every_steps,
-            at_start=recipe.evaluation.at_start,
-            at_end=recipe.evaluation.at_end,
-        ),
-        Checkpointing(
-            engine,
-            CheckpointFolder(folder / "checkpoints"),
-            lambda step: resume.state(resolved, plan.vocab_size, loader.stream.history, step),
-            every_steps=resolved.checkpoint_every_steps,
-            keep_last=recipe.checkpoint.keep_last,
-            at_end=recipe.checkpoint.at_end,
-            is_main=is_main,
-            barrier=dist.barrier,
-        ),
-    ]
+    checkpointing = Checkpointing(
+        engine,
+        CheckpointFolder(folder / "checkpoints"),
+        lambda step: resume.state(resolved, plan.vocab_size, loader.stream.history, step),
+        every_steps=resolved.checkpoint_every_steps,
+        keep_last=recipe.checkpoint.keep_last,
+        at_end=recipe.checkpoint.at_end,
+        is_main=is_main,
+        barrier=dist.barrier,
+    )
+    evaluation = Evaluation(
+        evaluator,
+        sinks,
+        loader.tokens,
+        occasions=due,
+        at_start=recipe.evaluation.at_start,
+        at_end=recipe.evaluation.at_end,
+        then=budget_watch(recipe, folder, first_step, checkpointing.save, is_main),
+    )
     with loader:
         Trainer(
             engine=engine,
             loader=loader,
             learning_rate=schedule(resolved.lr),
-            hooks=[Reporting(sinks), *hooks],
+            hooks=[Reporting(sinks), evaluation, checkpointing],
             seed=recipe.seed,
             utilisation=utilisation(resolved, architecture.flops_per_token(resolved.sequence_length), world.device),
         ).fit(first_step, resolved.last_step)

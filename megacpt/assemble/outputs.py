@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from megacpt.observe.console import Console
@@ -13,7 +13,9 @@ BEFORE_EVERYTHING = -1
 """A run that starts at step 0 keeps no records, not even the evaluation of step 0 that it is about to repeat."""
 
 
-def open_sinks(resolved: Resolved, folder: Path, first_step: int, plan: Mapping[str, str]) -> list[Sink]:
+def open_sinks(
+    resolved: Resolved, folder: Path, first_step: int, plan: Mapping[str, str], due: Container[int]
+) -> list[Sink]:
     """Make the run folder, keep the recipe in it, show the plan, open the sinks. For rank 0 only.
 
     Args:
@@ -21,14 +23,14 @@ def open_sinks(resolved: Resolved, folder: Path, first_step: int, plan: Mapping[
         folder: the run folder.
         first_step: steps done before; records after it are dropped.
         plan: what to show before the first step.
+        due: the steps that are evaluated on the way.
     """
     recipe = resolved.recipe
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     lines = JsonLines(folder)
     if first_step:
-        every = resolved.evaluation_every_steps
-        was_due = every is not None and first_step % every == 0
+        was_due = first_step in due
         lines.resume(first_step, last_evaluation=first_step if was_due else first_step - 1)
     else:
         lines.resume(BEFORE_EVERYTHING)

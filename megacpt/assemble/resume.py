@@ -15,6 +15,7 @@ FREE = (
     "name",
     "logging",
     "evaluation",
+    "forgetting",
     "checkpoint",
     "training.stop_at_step",
     "data.domains.*.held_out",

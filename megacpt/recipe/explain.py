@@ -164,7 +164,11 @@ def _steps(resolved: Resolved) -> Iterator[Row]:
     if resolved.last_step < resolved.num_steps:
         yield "", f"stops after step {resolved.last_step:,}; schedules go on as if it did not"
     evaluation, checkpoint = recipe.evaluation, recipe.checkpoint
-    yield "evaluation", _occasions(evaluation.at_start, resolved.evaluation_every_steps, evaluation.at_end)
+    every = resolved.evaluation_every_steps
+    dense = "; after the first 1, 2, 4, ... steps too" if evaluation.dense_start and every and every > 1 else ""
+    yield "evaluation", _occasions(evaluation.at_start, every, evaluation.at_end) + dense
+    for name, budget in recipe.forgetting.items():
+        yield "budget", f"{name} may rise {budget:g} nats above the base model, else: {evaluation.over_budget}"
     occasions = _occasions(False, resolved.checkpoint_every_steps, checkpoint.at_end)
     yield "checkpoint", f"{occasions}; kept: the last {checkpoint.keep_last}"
 

@@ -230,6 +230,25 @@ def phases_fit_the_run(recipe: Recipe) -> Violations:
         )
 
 
+def budgets_can_be_measured(recipe: Recipe) -> Violations:
+    """A budget of forgetting names a domain with held-out text, and the base model is evaluated."""
+    for name in recipe.forgetting:
+        if name not in recipe.data.domains or not recipe.data.domains[name].held_out:
+            yield RecipeError(
+                "a budget of forgetting needs a domain with held-out text",
+                where=recipe.where(f"forgetting.{name}"),
+                found=f"'{name}', which is no domain" if name not in recipe.data.domains else f"'{name}' without any",
+                expected=", ".join(key for key, domain in recipe.data.domains.items() if domain.held_out) or None,
+            )
+    if recipe.forgetting and not recipe.evaluation.at_start:
+        yield RecipeError(
+            "forgetting is measured from the base model's loss",
+            where=recipe.where("evaluation.at_start"),
+            found="false",
+            expected="true, with budgets in forgetting",
+        )
+
+
 def tensor_divides_the_model(recipe: Recipe, architecture: Architecture) -> Violations:
     """Tensor parallelism gives every rank whole heads and equal parts of the MLP."""
     tensor = recipe.parallel.tensor
@@ -294,6 +313,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     rate_keys_are_used,
     rates_are_ordered,
     phases_fit_the_run,
+    budgets_can_be_measured,
 )
 MODEL_RULES: Sequence[Callable[[Recipe, Architecture], Violations]] = (
     tensor_divides_the_model,

@@ -256,6 +256,10 @@ class EvaluationSection(Section):
     every: Stretch | None = Duration.parse("10%")
     """Between two evaluations; None evaluates at the start and end only."""
 
+    dense_start: bool = True
+    """Also after 1, 2, 4, 8, ... steps, as long as that is less than `every`: what is lost first is lost within a few
+    steps, and often comes back (arXiv:2406.14833)."""
+
     tokens_per_domain: Tokens | None = 1_000_000
     """Held-out tokens per domain, in rows at equal distances; None takes all. The standard error of a mean over 1M
     tokens is about 0.003 nats."""
@@ -265,6 +269,10 @@ class EvaluationSection(Section):
 
     at_end: bool = True
     """After the last step."""
+
+    over_budget: Literal["warn", "checkpoint", "stop"] = "warn"
+    """What to do when a domain is over its budget in `forgetting`: warn at each evaluation; also save a checkpoint;
+    also stop the run after it, with an error."""
 
 
 class CheckpointSection(Section):
@@ -357,6 +365,10 @@ class Recipe(Section):
 
     evaluation: EvaluationSection = EvaluationSection()
     """Held-out evaluation."""
+
+    forgetting: dict[DomainName, Annotated[float, Field(ge=0)]] = {}
+    """Budgets: domain -> how far its held-out loss may rise above the base model's, in nats per token, as in
+    {general: 0.02}. `evaluation.over_budget` says what happens beyond."""
 
     checkpoint: CheckpointSection = CheckpointSection()
     """Checkpoints."""

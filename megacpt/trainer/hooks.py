@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from megacpt.checkpoint.folder import CheckpointFolder
@@ -38,14 +38,15 @@ class Reporting:
 
 
 class Evaluation:
-    """Evaluates before the first step, every so many steps, and after the last.
+    """Evaluates before the first step, on the way, and after the last.
 
     Args:
         evaluator: measures.
         sinks: where the records go.
         tokens: step -> tokens trained on before it.
-        every_steps: None: not on the way.
+        occasions: the steps on the way.
         at_start, at_end: before the first step of the run; after the last one done.
+        then: what else is done with each record, on every rank.
     """
 
     def __init__(
@@ -54,39 +55,38 @@ class Evaluation:
         sinks: Sequence[Sink],
         tokens: Callable[[int], int],
         *,
-        every_steps: int | None,
+        occasions: Container[int],
         at_start: bool,
         at_end: bool,
+        then: Callable[[EvaluationRecord], None] = lambda record: None,
     ) -> None:
         self.evaluator = evaluator
         self.sinks = sinks
         self.tokens = tokens
-        self.every_steps, self.at_start, self.at_end = every_steps, at_start, at_end
+        self.occasions, self.at_start, self.at_end = occasions, at_start, at_end
+        self.then = then
         self._evaluated_step: int | None = None
 
     def before_training(self, step: int) -> None:
         if step > 0:
-            self._evaluated_step = step if self._is_due(step) else None
+            self._evaluated_step = step if step in self.occasions else None
         elif self.at_start:
             self._evaluate(step)
 
     def after_step(self, record: StepRecord) -> None:
-        if self._is_due(record.step):
+        if record.step in self.occasions:
             self._evaluate(record.step)
 
     def after_training(self, step: int) -> None:
         if self.at_end and self._evaluated_step != step:
             self._evaluate(step)
 
-    def _is_due(self, step: int) -> bool:
-        return self.every_steps is not None and step % self.every_steps == 0
-
-    def _evaluate(self, step: int) -> EvaluationRecord:
+    def _evaluate(self, step: int) -> None:
         self._evaluated_step = step
         record = self.evaluator.evaluate(step, self.tokens(step))
         for sink in self.sinks:
             sink.write_evaluation(record)
-        return record
+        self.then(record)
 
 
 class Checkpointing:
@@ -128,13 +128,16 @@ class Checkpointing:
 
     def after_step(self, record: StepRecord) -> None:
         if self.every_steps is not None and record.step % self.every_steps == 0:
-            self._save(record.step)
+            self.save(record.step)
 
     def after_training(self, step: int) -> None:
-        if self.at_end and self._saved_step != step:
-            self._save(step)
+        if self.at_end:
+            self.save(step)
 
-    def _save(self, step: int) -> None:
+    def save(self, step: int) -> None:
+        """Write the checkpoint of the present step, unless it is written."""
+        if self._saved_step == step:
+            return
         if self.is_main:
             self.folder.begin(step)
         self.barrier()

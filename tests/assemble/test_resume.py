@@ -48,6 +48,7 @@ FREE_CHANGES = {
     "name": "name=other",
     "logging": "logging.folder=elsewhere",
     "evaluation": "evaluation.every=50%",
+    "forgetting": "forgetting.law=0.02",
     "checkpoint": "checkpoint.keep_last=7",
     "training.stop_at_step": "training.stop_at_step=9",
     "data.domains.*.held_out": "data.domains.web.held_out=new-web",

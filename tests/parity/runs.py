@@ -61,7 +61,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "batch": {"global_rows": 8},
         "lr": {"schedule": "cosine", "peak": 2e-3, "warmup": "20%"},
         "training": {"tokens": 8 * 8 * 16},
-        "evaluation": {"every": "50%", "tokens_per_domain": None},
+        "evaluation": {"every": "50%", "dense_start": False, "tokens_per_domain": None},
         "checkpoint": {"every": "25%"},
         "logging": {"folder": str(folder / "runs"), "tensorboard": False},
     }

@@ -44,7 +44,7 @@ def test_data_and_steps(write: Write) -> None:
     assert "batch 16 rows x 64 = 1,024 tokens: 4 replicas x 4 micro-batches x 1 row" in plan
     assert "run 977 steps, 1,000,448 tokens" in plan
     assert "stops after step 9; schedules go on as if it did not" in plan
-    assert "evaluation at the start, every 98 steps, at the end" in plan
+    assert "evaluation at the start, every 98 steps, at the end; after the first 1, 2, 4, ... steps too" in plan
 
 
 def test_milestones_of_each_schedule(write: Write) -> None:

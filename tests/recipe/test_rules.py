@@ -89,6 +89,10 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         ),
         (["lr.warmup=2M"], "(found warmup 2,000,000, expected at most training.tokens, 1,000,000)"),
     ],
+    rules.budgets_can_be_measured: [
+        (["forgetting={wbe: 0.02}"], "forgetting.wbe: a budget of forgetting needs a domain with held-out text"),
+        (["forgetting={law: 0.02}", "evaluation.at_start=false"], "evaluation.at_start: forgetting is measured from"),
+    ],
     rules.tensor_divides_the_model: [
         (
             ["parallel.tensor=8"],

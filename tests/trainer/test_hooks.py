@@ -27,7 +27,7 @@ def evaluated(first: int, last: int, **settings: Any) -> list[int]:
     """The steps that are evaluated."""
     events: Events = []
     sink = NotingSink()
-    settings = {"every_steps": 3, "at_start": True, "at_end": True} | settings
+    settings = {"occasions": range(0, 99, 3), "at_start": True, "at_end": True, **settings}
     hook = Evaluation(cast(Evaluator, NotingEvaluator(events)), [sink], lambda step: step * TOKENS_PER_STEP, **settings)
     go_through(hook, first, last)
     assert events == [("evaluate", record.step, record.tokens) for record in sink.evaluations]
@@ -42,8 +42,8 @@ def evaluated(first: int, last: int, **settings: Any) -> list[int]:
         (0, 6, {}, [0, 3, 6]),
         (0, 7, {"at_start": False}, [3, 6, 7]),
         (0, 7, {"at_end": False}, [0, 3, 6]),
-        (0, 7, {"every_steps": None}, [0, 7]),
-        (0, 7, {"every_steps": None, "at_start": False, "at_end": False}, []),
+        (0, 7, {"occasions": ()}, [0, 7]),
+        (0, 7, {"occasions": (), "at_start": False, "at_end": False}, []),
         (0, 0, {}, [0]),
         (0, 0, {"at_start": False}, [0]),
         (0, 0, {"at_start": False, "at_end": False}, []),

@@ -1,0 +1,44 @@
+"""What a recipe says about measuring: when a run is evaluated, and what follows from a budget that is overrun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megacpt.data.history import History
+from megacpt.evaluate.occasions import Occasions
+from megacpt.observe.sinks import JsonLines
+from megacpt.recipe import Recipe, Resolved
+from megacpt.trainer.budgets import BudgetWatch
+
+
+def occasions(resolved: Resolved, history: History) -> Occasions:
+    """The steps after which the run is evaluated on its way; each stage of its plan is a beginning."""
+    return Occasions(
+        resolved.evaluation_every_steps,
+        resolved.recipe.evaluation.dense_start,
+        beginnings=[history.num_steps(stage.from_tokens) for stage in history.plan],
+    )
+
+
+def budget_watch(
+    recipe: Recipe, folder: Path, first_step: int, save: Callable[[int], None], is_main: bool
+) -> BudgetWatch:
+    """What looks at every evaluation.
+
+    Args:
+        recipe: states budgets and what to do.
+        folder: the run folder, which holds the base model's evaluation if the run is a resumed one.
+        first_step: steps done before.
+        save: writes a checkpoint of a step, unless there is one.
+        is_main: this is rank 0.
+    """
+    before = JsonLines(folder).evaluations() if first_step else []
+    action = recipe.evaluation.over_budget
+    return BudgetWatch(
+        recipe.forgetting,
+        base=before[0] if before else None,
+        save=save if action in ("checkpoint", "stop") else None,
+        stops=action == "stop",
+        is_main=is_main,
+    )
