@@ -19,10 +19,10 @@ from deepspeed.runtime.utils import clip_grad_norm_
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import StepResult
+from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
 from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory, tied_head
-from megacpt.optim.groups import adamw, parameter_groups
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
@@ -89,10 +89,12 @@ class StagedModule(PipelineModule):
 
     def owned_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         """This rank's parameters, without the copy of a tied embedding that another stage answers for."""
+        return (named for named in self.named_slices() if not getattr(named[1], "ds_pipe_replicated", False))
+
+    def named_slices(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
+        """All of this rank's parameters."""
         for stage in self.stages():
-            for name, parameter, piece in stage.named_slices():
-                if not getattr(parameter, "ds_pipe_replicated", False):
-                    yield name, parameter, piece
+            yield from stage.named_slices()
 
     def _slice_file(self, folder: str) -> Path:
         coordinate = self._topo.get_coord(self.global_rank)
@@ -129,11 +131,13 @@ class PipelinedEngine:
         self.module = StagedModule(
             layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
         )
-        groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
+        self.optimizer = make_optimizer(
+            ((name, parameter) for name, parameter, _ in self.module.named_slices()), settings
+        )
         self.engine, *_ = deepspeed.initialize(
             model=self.module,
-            optimizer=adamw(groups, settings.betas, settings.eps),
-            model_parameters=groups,
+            optimizer=self.optimizer,
+            model_parameters=self.optimizer.param_groups,
             config=deepspeed_config(settings, grid.data),
         )
         self.objective.domain_sums = self.objective.domain_sums.to(self.engine.device)
@@ -149,8 +153,7 @@ class PipelinedEngine:
         self.engine._global_grad_norm = norm
 
     def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.optimizer.set_rate(learning_rate)
         self.objective.scale = float(self.num_losses)
         skipped_before = self.engine.skipped_steps
         loss = self.engine.train_batch(_as_deepspeed(micro_batches))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from megacpt.optim.adamw import Additions
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class EngineSettings:
         activation_checkpointing: keep only each decoder layer's input, recompute the rest in the backward.
         sequence_parallel: activations are split along the sequence over the tensor-parallel group.
         betas, eps, weight_decay: AdamW's (Loshchilov and Hutter 2019, arXiv:1711.05101).
+        lr_multipliers: patterns of Hugging Face names -> factor on the learning rate, 0: frozen
+            (`megacpt.optim.groups.multiplier_of`).
+        additions: what is done to the fp32 weights besides AdamW's update.
     """
 
     micro_rows: int
@@ -33,6 +39,8 @@ class EngineSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+    additions: Additions = Additions()
 
 
 def deepspeed_config(settings: EngineSettings, data_degree: int) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import StepResult
+from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
 from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory
-from megacpt.optim.groups import adamw, parameter_groups
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
@@ -93,13 +93,13 @@ class ShardedEngine:
         self.num_losses = settings.num_micro_batches * grid.data
         config = deepspeed_config(settings, grid.data)
         self.module = StagesInLine(factory, objective, settings, config)
-        groups = parameter_groups(self.module.named_parameters(), settings.weight_decay)
+        self.optimizer = make_optimizer(((name, parameter) for name, parameter, _ in self.parameters()), settings)
         topology = PipeModelDataParallelTopology(num_pp=1, num_mp=grid.tensor, num_dp=grid.data)
         self.mpu = PipelineParallelGrid(topology=topology)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
+        self.engine, *_ = deepspeed.initialize(
             model=self.module,
-            optimizer=adamw(groups, settings.betas, settings.eps),
-            model_parameters=groups,
+            optimizer=self.optimizer,
+            model_parameters=self.optimizer.param_groups,
             config=config,
             mpu=self.mpu,
         )
@@ -107,8 +107,7 @@ class ShardedEngine:
         self.weights_are_sharded = settings.zero_stage == WEIGHTS_SHARDED
 
     def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.optimizer.set_rate(learning_rate)
         self.engine.train()
         self.objective.scale = float(self.num_losses)
         skipped_before = self.engine.skipped_steps

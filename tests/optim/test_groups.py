@@ -1,9 +1,9 @@
-"""Which parameters are decayed."""
+"""Which parameters are decayed, and at which rate each is trained."""
 
 import torch
 from torch import nn
 
-from megacpt.optim.groups import parameter_groups
+from megacpt.optim.groups import multiplier_of, parameter_groups
 
 
 class Block(nn.Module):
@@ -45,6 +45,14 @@ def test_the_shape_that_counts_is_the_one_before_zero_3_took_the_parameter_apart
     assert group["weight_decay"] == 0.1
 
 
-def test_adamw_takes_the_groups() -> None:
-    optimizer = torch.optim.AdamW(parameter_groups(Block().named_parameters(), 0.1), lr=1e-3)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+def test_the_first_pattern_that_matches_counts() -> None:
+    multipliers = {"model.layers.[0-1].*": 0.5, "model.*": 0.1}
+    names = ["model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight", "lm_head.weight"]
+    assert [multiplier_of(name, multipliers) for name in names] == [0.5, 0.1, 1.0]
+
+
+def test_each_rate_has_groups_of_its_own() -> None:
+    block = Block()
+    groups = parameter_groups(block.named_parameters(), 0.1, {"norm.*": 0.5, "projection.*": 0.5})
+    found = [(group["lr_multiplier"], group["weight_decay"], len(group["params"])) for group in groups]
+    assert found == [(1.0, 0.1, 1), (0.5, 0.1, 1), (0.5, 0.0, 3)]

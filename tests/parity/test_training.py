@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,9 @@ def train(
     zero_stage: int = 1,
     checkpointing: bool = False,
     num_steps: int = tiny.NUM_STEPS,
+    **changes: Any,
 ) -> list[tuple[float, float]]:
-    """The body of a rank: train the tiny model; (loss, gradient norm) of each step."""
+    """The body of a rank: train the tiny model; (loss, gradient norm) of each step. `changes` are of the settings."""
     grid = Grid(pipeline=layout[0], tensor=layout[1], data=layout[2])
     group = make_tensor_group(grid, rank)
     blueprint = Blueprint(read_config(folder), torch.float32)
@@ -53,6 +55,7 @@ def train(
         sequence_parallel=sequence_parallel,
         betas=tiny.BETAS,
         weight_decay=tiny.WEIGHT_DECAY,
+        **changes,
     )
     objective = Objective(
         group,

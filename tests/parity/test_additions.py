@@ -1,0 +1,108 @@
+"""What is done to the fp32 weights besides AdamW's update: the same on every layout, and not undone by the next step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megacpt.checkpoint.huggingface import SafetensorsWeights, read_config
+from megacpt.engine.processes import make_tensor_group
+from megacpt.engine.settings import EngineSettings
+from megacpt.model.blueprint import Blueprint
+from megacpt.model.objective import Objective
+from megacpt.model.stages import StageFactory
+from megacpt.optim.adamw import Additions, Reptile
+from megacpt.parallel.grid import Grid
+from tests.distributed import run_ranks
+from tests.parity import tiny
+from tests.parity.test_training import assert_same, build_engine, train
+
+NUM_STEPS, EVERY, STEP_SIZE = 6, 2, 0.5
+ADDITIONS = Additions(decay_to_initial=True, reptile=Reptile(EVERY, STEP_SIZE), average_decay=0.9)
+MULTIPLIERS = {"model.embed_tokens.*": 0.0, "model.layers.0.*": 0.5, "model.layers.2.mlp.*": 0.25}
+
+
+def slow_training(folder: Path) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of the methods as their formulas say, parameter by parameter, on a plain model."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model.train()
+    model.model.embed_tokens.requires_grad_(False)
+    rates = {}
+    for name, _ in model.named_parameters():
+        factor = 0.5 if ".layers.0." in name else 0.25 if ".layers.2.mlp." in name else 1.0
+        rates[name] = factor * tiny.LEARNING_RATE
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        [dict(params=[p], lr=rates[name]) for name, p in named.items()], betas=tiny.BETAS, weight_decay=0.0
+    )
+    initial = {name: p.detach().clone() for name, p in named.items()}
+    slow = {name: p.detach().clone() for name, p in named.items()}
+    history = []
+    for step in range(NUM_STEPS):
+        rows = tiny.rows_of_step(step)
+        losses = [tiny.DOMAIN_WEIGHTS[row.domain] * tiny.document_losses(model, row).sum() for row in rows]
+        loss = torch.stack(losses).sum() / tiny.total_weight(rows)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(named.values(), tiny.CLIPPING)
+        with torch.no_grad():
+            for name, p in named.items():
+                if p.ndim > 1:
+                    p -= rates[name] * tiny.WEIGHT_DECAY * (p - initial[name])
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % EVERY == 0:
+            with torch.no_grad():
+                for name, p in named.items():
+                    p.copy_(slow[name] + STEP_SIZE * (p - slow[name]))
+                    slow[name] = p.clone()
+        history.append((loss.item(), norm.item()))
+    return history
+
+
+def test_additions_are_the_methods_on_every_layout(tmp_path: Path) -> None:
+    folder = tiny.save_tiny_model("llama-tied", tmp_path)
+    expected = slow_training(folder)
+    methods = dict(num_steps=NUM_STEPS, lr_multipliers=MULTIPLIERS, additions=ADDITIONS)
+    assert_same(run_ranks(1, train, folder, (1, 1, 1), **methods), expected)
+    assert_same(run_ranks(8, train, folder, (2, 2, 2), **methods), expected)
+    assert_same(run_ranks(2, train, folder, (1, 1, 2), zero_stage=3, **methods), expected)
+
+
+def losses_around_an_interpolation(rank: int, folder: Path, zero_stage: int) -> list[float]:
+    """The body of a rank, in bf16: the loss before and after each of three steps; only the second has a rate, and is
+    followed by an interpolation."""
+    grid = Grid(pipeline=1, tensor=1, data=2)
+    group = make_tensor_group(grid, rank)
+    blueprint = Blueprint(read_config(folder), torch.bfloat16)
+    factory = StageFactory(blueprint, SafetensorsWeights(folder, blueprint.base_name), group, vocab_multiple=8)
+    settings = EngineSettings(
+        micro_rows=1, num_micro_batches=4, zero_stage=zero_stage, additions=Additions(reptile=Reptile(2, 0.1))
+    )
+    engine = build_engine(factory, Objective(group, blueprint.vocab_size, tiny.NUM_DOMAINS), grid, settings)
+
+    def loss() -> float:
+        rows = tiny.rows_of_step(9)[rank::2]
+        return engine.evaluate([tiny.micro_batch([row], 1.0) for row in rows])
+
+    losses = [loss()]
+    for step, rate in enumerate([0.0, 0.05, 0.0]):
+        rows = tiny.rows_of_step(step)
+        engine.train_step([tiny.micro_batch([row], tiny.total_weight(rows)) for row in rows[rank::2]], rate)
+        losses.append(loss())
+    return losses
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_the_next_step_keeps_an_interpolation(zero_stage: int, tmp_path: Path) -> None:
+    folder = tiny.save_tiny_model("llama-tied", tmp_path)
+    before, unmoved, interpolated, kept = run_ranks(2, losses_around_an_interpolation, folder, zero_stage)[0]
+    assert before == unmoved != interpolated == kept
+
+
+def test_a_stage_without_anything_to_train_is_refused(tmp_path: Path) -> None:
+    folder = tiny.save_tiny_model("llama", tmp_path)
+    with pytest.raises(AssertionError, match="every parameter of a pipeline stage is frozen"):
+        run_ranks(2, train, folder, (2, 1, 1), lr_multipliers={"model.embed_tokens.*": 0.0, "model.layers.[01].*": 0.0})
