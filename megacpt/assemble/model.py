@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from megacpt.engine.engine import Engine
 from megacpt.engine.pipelined import PipelinedEngine
 from megacpt.engine.settings import EngineSettings
 from megacpt.engine.sharded import ShardedEngine
+from megacpt.errors import RecipeError
 from megacpt.model.attention import choose_attention
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.fill import RandomWeights, WeightSource
 from megacpt.model.objective import Objective
 from megacpt.model.probe import probe
 from megacpt.model.stages import StageFactory
+from megacpt.optim.adamw import Additions, Reptile
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.group import TensorGroup
 from megacpt.recipe import Recipe, Resolved, check_promises
@@ -117,11 +120,41 @@ def engine(
         betas=recipe.optimizer.betas,
         eps=recipe.optimizer.eps,
         weight_decay=recipe.optimizer.weight_decay,
+        lr_multipliers=lr_multipliers(recipe, plan),
+        additions=additions(recipe),
     )
     if settings.zero_stage >= 2:
         return ShardedEngine(factory, objective, grid, settings)
     # The engine lists the norm and the head apart; they stay in one stage.
     return PipelinedEngine(factory, objective, grid, [*bounds[:-1], bounds[-1] + 1], settings)
+
+
+def lr_multipliers(recipe: Recipe, plan: Blueprint) -> Mapping[str, float]:
+    """The recipe's, every pattern of which names something.
+
+    Raises:
+        RecipeError: a pattern matches no parameter.
+    """
+    names = [name for name, _ in plan.model.named_parameters()]
+    for pattern in recipe.optimizer.lr_multipliers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(
+                "no parameter of the model has such a name",
+                where=recipe.where("optimizer.lr_multipliers"),
+                found=pattern,
+                expected=f"a pattern for names like {names[0]} or {names[-1]}",
+            )
+    return recipe.optimizer.lr_multipliers
+
+
+def additions(recipe: Recipe) -> Additions:
+    """What is done to the weights besides AdamW's update."""
+    reptile = recipe.optimizer.reptile
+    return Additions(
+        decay_to_initial=recipe.optimizer.decay_to == "initial",
+        reptile=None if reptile is None else Reptile(reptile.every_steps, reptile.step_size),
+        average_decay=recipe.optimizer.average_decay,
+    )
 
 
 def describe(resolved: Resolved, plan: Blueprint, bounds: Sequence[int], device: torch.device) -> dict[str, str]:

@@ -131,9 +131,8 @@ class PipelinedEngine:
         self.module = StagedModule(
             layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
         )
-        self.optimizer = make_optimizer(
-            ((name, parameter) for name, parameter, _ in self.module.named_slices()), settings
-        )
+        named = ((name, parameter) for name, parameter, _ in self.module.named_slices())
+        self.optimizer = make_optimizer(named, settings)
         self.engine, *_ = deepspeed.initialize(
             model=self.module,
             optimizer=self.optimizer,

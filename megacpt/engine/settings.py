@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megacpt.optim.adamw import Additions
+from megacpt.optim.adamw import NOTHING, Additions
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EngineSettings:
     eps: float = 1e-8
     weight_decay: float = 0.1
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
-    additions: Additions = Additions()
+    additions: Additions = NOTHING
 
 
 def deepspeed_config(settings: EngineSettings, data_degree: int) -> dict[str, Any]:

@@ -66,6 +66,10 @@ class Additions:
         return tuple(kind for kind, is_wanted in wanted.items() if is_wanted)
 
 
+NOTHING = Additions()
+"""Plain AdamW."""
+
+
 class ContinualAdamW(torch.optim.AdamW):
     """torch's AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) and `Additions`.
 
@@ -87,7 +91,7 @@ class ContinualAdamW(torch.optim.AdamW):
         groups: list[dict[str, Any]],
         betas: tuple[float, float],
         eps: float,
-        additions: Additions = Additions(),  # noqa: B008 - frozen
+        additions: Additions = NOTHING,
     ) -> None:
         self.additions = additions
         if additions.decay_to_initial:

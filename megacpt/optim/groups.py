@@ -65,11 +65,9 @@ def split_to(groups: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     while len(groups) < count:
         largest = max(range(len(groups)), key=lambda index: len(groups[index]["params"]))
         whole = groups.pop(largest)
-        half = len(whole["params"]) // 2
+        parameters = whole["params"]
+        half = len(parameters) // 2
         if not half:
             raise ValueError(f"{count} groups cannot be made of {len(groups) + 1} parameters")
-        groups[largest:largest] = [
-            whole | {"params": whole["params"][:half]},
-            whole | {"params": whole["params"][half:]},
-        ]
+        groups[largest:largest] = [whole | {"params": part} for part in (parameters[:half], parameters[half:])]
     return groups

@@ -60,7 +60,9 @@ def estimate_memory(
     vocabulary = architecture.padded_vocab_size(recipe.model.vocab_multiple, resolved.tensor) / resolved.tensor
     tokens = resolved.micro_rows * resolved.sequence_length
     # fp32 master weights and two moments; plain fp32 training needs no copy of the weights, but ZeRO keeps one.
-    optimizer_bytes = 12 if is_half or zero >= 1 else 8
+    optimizer = recipe.optimizer
+    copies = (optimizer.decay_to == "initial") + (optimizer.reptile is not None) + (optimizer.average_decay is not None)
+    optimizer_bytes = (12 if is_half or zero >= 1 else 8) + 4 * copies
     last = resolved.pipeline - 1
     ranks = []
     for stage, layers in enumerate(layers_per_stage):

@@ -178,6 +178,21 @@ class LossSection(Section):
     model's logits are already where they belong."""
 
 
+class ReptileSection(Section):
+    """Interpolation with earlier weights: every so many steps, theta <- slow + step_size (theta - slow), slow <- theta.
+
+    With replay this is meta-experience replay (Riemer et al. 2019, arXiv:1810.11910; for pre-training
+    arXiv:2508.01908), which to first order aligns the gradients of old and new text. Done on the fp32 weights.
+    """
+
+    every_steps: Count
+    """Steps between two interpolations; 500 in arXiv:2508.01908. Tune it with `step_size`: many steps and a small size
+    hardly learn."""
+
+    step_size: Annotated[float, Field(gt=0, le=1)]
+    """The share of the way that is kept: 0.1 in arXiv:2508.01908; 1 is plain training."""
+
+
 class OptimizerSection(Section):
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), its state fresh at the start of the run."""
 
@@ -192,6 +207,25 @@ class OptimizerSection(Section):
 
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
     """Largest global norm of the gradient; 0 is off. 1.0 as GPT-3 and Llama 2."""
+
+    decay_to: Literal["zero", "initial"] = "zero"
+    """What weight decay pulls to: zero, or the weights that the run began with (L2-SP, Li et al. 2018,
+    arXiv:1802.01483, decoupled): theta <- theta - lr * weight_decay * (theta - theta_0). Decay to zero also pulls away
+    from what the model knows. Takes 4 bytes per parameter, split over the data axis."""
+
+    lr_multipliers: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Factors on the learning rate by parameter name: `"model.layers.[0-4].*": 0.5`, `"model.embed_tokens.*": 0`. Names
+    are Hugging Face's; `*`, `?` and `[0-4]` stand for what they do in file names; the first pattern that matches
+    counts. 0 freezes: no gradient, no decay, no optimizer state, no part in the gradient norm. A slow body under a
+    faster head is the "slow learner" of SLCA (arXiv:2303.05118)."""
+
+    reptile: ReptileSection | None = None
+    """Interpolation with earlier weights. Takes 4 bytes per parameter, split over the data axis."""
+
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a running average of the fp32 weights beside training, which it does not change: average <- d * average + (1
+    - d) * theta after every step, from the initial weights on. It spans about 1 / (1 - d) steps. Averages can stand in
+    for a decay of the learning rate (arXiv:2511.18903). Takes 4 bytes per parameter, split over the data axis."""
 
 
 class RateSection(Section):

@@ -4,21 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from megacpt.optim.adamw import AVERAGE, Additions, ContinualAdamW, Reptile
+from megacpt.optim.adamw import AVERAGE, NOTHING, Additions, ContinualAdamW, Reptile
 from megacpt.optim.groups import parameter_groups, split_to
 
 RATE, DECAY, STEPS = 0.05, 0.1, 7
 
 
 def trained(
-    additions: Additions = Additions(), multiplier: float = 1.0, steps: int = STEPS
+    additions: Additions = NOTHING, multiplier: float = 1.0, steps: int = STEPS
 ) -> tuple[ContinualAdamW, nn.Parameter, list[torch.Tensor]]:
     """An optimizer after some steps on a matrix, the matrix, and its values before every step and at the end."""
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(4, 3, generator=generator))
-    optimizer = ContinualAdamW(
-        parameter_groups([("w", weight)], DECAY, {"w": multiplier}), (0.9, 0.95), 1e-8, additions
-    )
+    groups = parameter_groups([("w", weight)], DECAY, {"w": multiplier})
+    optimizer = ContinualAdamW(groups, (0.9, 0.95), 1e-8, additions)
     history = [weight.detach().clone()]
     for _ in range(steps):
         weight.grad = torch.randn(4, 3, generator=generator)
@@ -72,7 +71,7 @@ def test_decay_to_the_initial_weights_pulls_there() -> None:
     for after in history[1:]:
         weight.grad = torch.randn(4, 3, generator=generator)
         with torch.no_grad():
-            weight -= RATE * DECAY * (weight - initial)
+            weight.sub_(RATE * DECAY * (weight - initial))
         undecayed.step()
         torch.testing.assert_close(after, weight.detach(), rtol=1e-6, atol=1e-6)
 

@@ -1,8 +1,9 @@
-"""What is done to the fp32 weights besides AdamW's update: the same on every layout, and not undone by the next step."""
+"""What is done to the fp32 weights besides AdamW's update: the same on every layout, kept by the next step."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def slow_training(folder: Path) -> list[tuple[float, float]]:
 def test_additions_are_the_methods_on_every_layout(tmp_path: Path) -> None:
     folder = tiny.save_tiny_model("llama-tied", tmp_path)
     expected = slow_training(folder)
-    methods = dict(num_steps=NUM_STEPS, lr_multipliers=MULTIPLIERS, additions=ADDITIONS)
+    methods: dict[str, Any] = dict(num_steps=NUM_STEPS, lr_multipliers=MULTIPLIERS, additions=ADDITIONS)
     assert_same(run_ranks(1, train, folder, (1, 1, 1), **methods), expected)
     assert_same(run_ranks(8, train, folder, (2, 2, 2), **methods), expected)
     assert_same(run_ranks(2, train, folder, (1, 1, 2), zero_stage=3, **methods), expected)

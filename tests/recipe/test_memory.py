@@ -34,6 +34,17 @@ def test_states_follow_the_zero_stage() -> None:
         assert states == pytest.approx(per_parameter * parameters, rel=1e-3)
 
 
+def test_what_is_kept_of_earlier_weights_takes_their_size() -> None:
+    keys = [
+        "optimizer.decay_to=initial",
+        "optimizer.average_decay=0.99",
+        "optimizer.reptile={every_steps: 9, step_size: 1}",
+    ]
+    plain, with_copies = memory("parallel.pipeline=1")[0], memory("parallel.pipeline=1", *keys)[0]
+    more_bytes = with_copies.optimizer_bytes - plain.optimizer_bytes
+    assert more_bytes == pytest.approx(3 * 4 / 16 * 8_030_261_248, rel=1e-3)
+
+
 def test_the_recipe_fits_its_cards() -> None:
     first, last = memory()
     assert 60 * GIB < first.total_bytes < 70 * GIB, "80 GB are 74.5 GiB, and CUDA wants about 2"
