@@ -134,7 +134,8 @@ def _default(field: FieldInfo) -> str:
 
 def _markdown(text: str) -> str:
     """A docstring on one line, in the words of YAML, with stars that stay stars."""
-    return re.sub(r"\bNone\b", "null", " ".join(text.split())).replace("*", "\\*")
+    text = re.sub(r"\bNone\b", "null", " ".join(text.split()))
+    return re.sub(r"(`[^`]*`)|\*", lambda found: found[1] or r"\*", text)
 
 
 def main() -> None:

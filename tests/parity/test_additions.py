@@ -19,6 +19,7 @@ from megacpt.optim.adamw import Additions, Reptile
 from megacpt.parallel.grid import Grid
 from tests.distributed import run_ranks
 from tests.parity import tiny
+from tests.parity.runs import evaluations_of, metrics_of, run_command, write_recipe
 from tests.parity.test_training import assert_same, build_engine, train
 
 NUM_STEPS, EVERY, STEP_SIZE = 6, 2, 0.5
@@ -107,3 +108,19 @@ def test_a_stage_without_anything_to_train_is_refused(tmp_path: Path) -> None:
     folder = tiny.save_tiny_model("llama", tmp_path)
     with pytest.raises(AssertionError, match="every parameter of a pipeline stage is frozen"):
         run_ranks(2, train, folder, (2, 1, 1), lr_multipliers={"model.embed_tokens.*": 0.0, "model.layers.[01].*": 0.0})
+
+
+def test_a_resume_goes_on_with_what_was_remembered(tmp_path: Path) -> None:
+    optimizer = {
+        "decay_to": "initial",
+        "reptile": {"every_steps": 3, "step_size": 0.5},
+        "average_decay": 0.9,
+        "lr_multipliers": {"model.layers.0.mlp.*": 0.5, "model.layers.1.mlp.*": 0},
+    }
+    recipe = write_recipe(tmp_path, parallel={"zero_stage": 3}, optimizer=optimizer)
+    assert run_command(2, recipe) == [0, 0]
+    interrupted = ["--set", "name=interrupted"]
+    assert run_command(2, recipe, *interrupted, "--set", "training.stop_at_step=4") == [0, 0]
+    assert run_command(2, recipe, *interrupted, "--resume", "auto") == [0, 0]
+    assert metrics_of(recipe, "interrupted") == metrics_of(recipe)
+    assert evaluations_of(recipe, "interrupted")[-1] == evaluations_of(recipe)[-1]
