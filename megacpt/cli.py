@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from megacpt import __version__
@@ -46,8 +47,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="with --dry-run: the number of processes (default: as the layout needs)",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # passed by the deepspeed launcher
+    parser.add_argument(
+        "--time-limit",
+        type=duration_seconds,
+        metavar="[D-]HH:MM:SS",
+        help="save and stop in time before so much time has passed (default: what Slurm says in SLURM_JOB_END_TIME)",
+    )
     parser.add_argument("--version", action="version", version=f"megacpt {__version__}")
     return parser.parse_args(argv)
+
+
+def duration_seconds(text: str) -> float:
+    """Slurm's way to write a length of time, [D-][[HH:]MM:]SS, in seconds."""
+    days, _, clock = text.rpartition("-")
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + int(part)
+    return float(86_400 * int(days or 0) + seconds)
+
+
+def deadline(arguments: argparse.Namespace, now: float) -> float | None:
+    """When the run has to have ended, in seconds since the epoch; None: no matter when."""
+    if arguments.time_limit is not None:
+        return now + arguments.time_limit
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    return float(end) if end else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,17 +99,19 @@ def _dry_run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from megacpt.observe.quiet import quiet
-
+    end = deadline(arguments, time.time())
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     resolved: Resolved = resolve(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    with quiet():
+    from megacpt.observe.quiet import quiet
+    from megacpt.trainer.stopping import INTERRUPTED, stop_signals
+
+    with quiet(), stop_signals() as signalled:
         from megacpt.engine.processes import join_world, leave_world
         from megacpt.run import Start, run
 
         world = join_world()
         try:
-            run(resolved, world, Start(arguments.resume, tuple(arguments.accept)))
+            is_finished = run(resolved, world, Start(arguments.resume, tuple(arguments.accept), signalled, end))
         finally:
             leave_world(world)
-    return 0
+    return 0 if is_finished else INTERRUPTED

@@ -64,5 +64,9 @@ class ForgettingError(MegacptError):
     """A domain was forgotten beyond its budget, and the recipe says to stop."""
 
 
+class TrainingError(MegacptError):
+    """A run that goes wrong in a way that going on, or starting again from its last checkpoint, does not mend."""
+
+
 class LaunchError(MegacptError):
     """A world of processes that does not fit the recipe, or the machine."""

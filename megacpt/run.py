@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,12 +19,17 @@ from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt.data.stream import Stream
 from megacpt.engine.processes import World, make_tensor_group
 from megacpt.evaluate.evaluator import Evaluator
+from megacpt.observe.events import Events
 from megacpt.observe.flops import mfu
 from megacpt.observe.log import logger
+from megacpt.parallel.agreement import Agreement
 from megacpt.parallel.grid import Grid
 from megacpt.recipe import Architecture, Resolved
+from megacpt.trainer.guard import Guard, GuardSettings
 from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
 from megacpt.trainer.loop import Trainer
+from megacpt.trainer.rollback import Rollbacks
+from megacpt.trainer.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,22 @@ class Start:
     Attributes:
         resume: None: a fresh run; "auto": the newest checkpoint of the run folder, if any; else a run or checkpoint.
         accepted: recipe keys that may differ from the checkpoint's.
+        signalled: whether this process was told to stop.
+        deadline: when the scheduler will end the run, in seconds since the epoch; None: it will not.
     """
 
     resume: str | None = None
     accepted: tuple[str, ...] = ()
+    signalled: Callable[[], bool] = lambda: False
+    deadline: float | None = None
 
 
-def run(resolved: Resolved, world: World, start: Start) -> None:
-    """Train. Collective: every process calls it, with the same arguments but for `world`."""
+def run(resolved: Resolved, world: World, start: Start) -> bool:
+    """Train. Collective: every process calls it, with the same arguments but for `world`.
+
+    Returns:
+        Whether the run came to its end; False: it was told to stop, and goes on with resume="auto".
+    """
     recipe, is_main = resolved.recipe, world.rank == 0
     grid = Grid(resolved.pipeline, resolved.data, resolved.tensor)
     place = grid.coordinate(world.rank)
@@ -83,8 +97,15 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
     if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
     shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, num_steps)
+    events = Events(folder if is_main else None)
+    events.write("start", step=first_step, world_size=world.world_size)
     due = occasions(resolved, stream.history)
     sinks = open_sinks(resolved, folder, first_step, shown, due) if is_main else []
+    stopping = Stopping(Agreement(world.world_size), start.signalled, start.deadline)
+    loader = data.loader(resolved, stream, place, first_step)
+    guard = Guard(GuardSettings(**recipe.guard.model_dump()), events, loader)
+    if saved:
+        guard.restore(saved["guard"])
     evaluator = Evaluator(
         engine,
         data.held_out(recipe, held_out),
@@ -92,16 +113,23 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
         dp_rank=place.data,
         dp_size=resolved.data,
     )
-    loader = data.loader(resolved, stream, place, first_step)
+
+    def state(step: int) -> dict[str, Any]:
+        standing = {"guard": guard.state(), "evaluation_is_due": evaluation.is_due}
+        return resume.state(resolved, plan.vocab_size, loader.stream.history, step) | standing
+
+    checkpoints = CheckpointFolder(folder / "checkpoints")
     checkpointing = Checkpointing(
         engine,
-        CheckpointFolder(folder / "checkpoints"),
-        lambda step: resume.state(resolved, plan.vocab_size, loader.stream.history, step),
+        checkpoints,
+        state,
         every_steps=resolved.checkpoint_every_steps,
         keep_last=recipe.checkpoint.keep_last,
+        at_start=recipe.guard.on_spike == "rollback",
         at_end=recipe.checkpoint.at_end,
         is_main=is_main,
         barrier=dist.barrier,
+        saved=stopping.saved,
     )
     evaluation = Evaluation(
         evaluator,
@@ -111,18 +139,29 @@ def run(resolved: Resolved, world: World, start: Start) -> None:
         at_start=recipe.evaluation.at_start,
         at_end=recipe.evaluation.at_end,
         then=budget_watch(recipe, folder, first_step, checkpointing.save, is_main),
+        interrupted=stopping.now,
+        is_due=saved is not None and saved["evaluation_is_due"],
     )
     with loader:
-        Trainer(
+        num_steps_done = Trainer(
             engine=engine,
             loader=loader,
             learning_rate=schedule(resolved.lr),
             hooks=[Reporting(sinks), evaluation, checkpointing],
+            guard=guard,
+            stopping=stopping,
+            roll_back=Rollbacks(engine, checkpoints, loader, guard, events, dist.barrier),
             seed=recipe.seed,
             utilisation=utilisation(resolved, architecture.flops_per_token(resolved.sequence_length), world.device),
         ).fit(first_step, resolved.last_step)
     for sink in sinks:
         sink.close()
+    is_finished = num_steps_done >= resolved.last_step and not evaluation.is_due
+    events.write("end" if is_finished else "stop", step=num_steps_done, reason=stopping.reason.name.lower())
+    if not is_finished:
+        reason = stopping.reason.name.lower().replace("_", " ")
+        logger().info("stopped after step %d: %s. Continue with --resume auto.", num_steps_done, reason)
+    return is_finished
 
 
 def utilisation(resolved: Resolved, flops_per_token: float, device: torch.device) -> Callable[[float], float | None]:

@@ -20,6 +20,7 @@ FREE = (
     "training.stop_at_step",
     "data.domains.*.held_out",
     "loss.kernel",
+    "guard",
 )
 """Keys that do not change what is computed; everything else must be as it was in the checkpoint."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ class StepResult:
     Attributes:
         loss: the replay-weighted mean over the global batch, in nats per token (with z-loss, if any).
         grad_norm: the global gradient norm before clipping; inf where it was not finite.
-        skipped: the update was not applied, because the norm was not finite.
+        skipped: the update was not applied: it was not acceptable.
         domain_sums: per domain, over the global batch: (sum of weight * loss, sum of nll in nats, tokens).
     """
 
@@ -30,11 +31,52 @@ class StepResult:
     domain_sums: list[tuple[float, float, int]]
 
 
+Acceptable = Callable[[float, float], bool]
+"""(loss, gradient norm before clipping) of a step -> whether its update may be applied. The same on every rank."""
+
+
+def is_finite(loss: float, grad_norm: float) -> bool:
+    """The least that an update must be to be applied."""
+    return math.isfinite(loss) and math.isfinite(grad_norm)
+
+
+class Judge:
+    """Has each step's update judged once, after its gradients are known and before they are applied.
+
+    Args:
+        measure: the step's loss and gradient norm; collective, called once a step on every rank.
+    """
+
+    def __init__(self, measure: Callable[[], tuple[float, float]]) -> None:
+        self._measure = measure
+        self._acceptable: Acceptable = is_finite
+        self._verdict: tuple[float, float, bool] | None = (0.0, 0.0, False)
+
+    def begin_step(self, acceptable: Acceptable) -> None:
+        """A new step, judged by `acceptable`. Until the first one nothing is refused."""
+        self._acceptable = acceptable
+        self._verdict = None
+
+    def verdict(self) -> tuple[float, float, bool]:
+        """The step's loss, its gradient norm (inf where it is not finite), and whether its update is refused."""
+        if self._verdict is None:
+            loss, norm = self._measure()
+            norm = norm if math.isfinite(norm) and norm >= 0 else math.inf  # DeepSpeed says -1 for what is not finite
+            self._verdict = loss, norm, not self._acceptable(loss, norm)
+        return self._verdict
+
+    def is_refused(self) -> bool:
+        """Whether the update is refused."""
+        return self.verdict()[2]
+
+
 class Engine(Protocol):
     """Computes steps. Every method is collective: all ranks call it, in the same order."""
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        """One optimizer step on this data-parallel rank's micro-batches."""
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable = is_finite
+    ) -> StepResult:
+        """One optimizer step on this data-parallel rank's micro-batches; its update is applied if it is acceptable."""
         ...
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:

@@ -18,7 +18,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from deepspeed.runtime.utils import clip_grad_norm_
 
 from megacpt.data.batch import MicroBatch
-from megacpt.engine.engine import StepResult
+from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
@@ -132,7 +132,9 @@ class PipelinedEngine:
             layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
         )
         named = ((name, parameter) for name, parameter, _ in self.module.named_slices())
+        self.judge = Judge(self._measure)
         self.optimizer = make_optimizer(named, settings)
+        self.optimizer.is_refused = self.judge.is_refused
         self.engine, *_ = deepspeed.initialize(
             model=self.module,
             optimizer=self.optimizer,
@@ -143,6 +145,10 @@ class PipelinedEngine:
         self.engine._copy_recovery_script = lambda folder: None  # our weights need no script to be read
         if not (self.engine.zero_optimization() or self.engine.bfloat16_enabled()):
             self.engine.clip_fp32_gradients = self._clip_and_remember_norm
+        # The loss is asked for before the update, then again by DeepSpeed, after it.
+        self._aggregate_total_loss = self.engine._aggregate_total_loss
+        self.engine._aggregate_total_loss = self._total_loss
+        self._loss: torch.Tensor | None = None
 
     def _clip_and_remember_norm(self) -> None:
         """DeepSpeed's plain fp32 path clips by a norm that it then forgets."""
@@ -151,17 +157,31 @@ class PipelinedEngine:
         )
         self.engine._global_grad_norm = norm
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
+    def _total_loss(self) -> torch.Tensor:
+        """The loss of the global batch, from the reduction that DeepSpeed makes of it, once a step."""
+        if self._loss is None:
+            self._loss = self._aggregate_total_loss()
+        return self._loss
+
+    def _measure(self) -> tuple[float, float]:
+        norm = getattr(self.engine.optimizer, "_global_grad_norm", self.engine._global_grad_norm)
+        return float(self._total_loss()), float(norm)
+
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable = is_finite
+    ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
         self.objective.scale = float(self.num_losses)
-        skipped_before = self.engine.skipped_steps
-        loss = self.engine.train_batch(_as_deepspeed(micro_batches))
+        self._loss = None
+        self.judge.begin_step(acceptable)
+        self.engine.train_batch(_as_deepspeed(micro_batches))
+        loss, norm, is_refused = self.judge.verdict()
         sums = torch.stack(list(self.engine.get_additional_losses().values())).view(-1, len(SUM_NAMES))
         values = (sums.double() * self.num_losses).tolist()
         return StepResult(
-            loss=float(loss),
-            grad_norm=float(self.engine.get_global_grad_norm()),
-            skipped=self.engine.skipped_steps > skipped_before,
+            loss=loss,
+            grad_norm=norm,
+            skipped=is_refused,
             domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in values],
         )
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megacpt.data.batch import MicroBatch
-from megacpt.engine.engine import StepResult
+from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
@@ -96,6 +96,8 @@ class ShardedEngine:
         self.optimizer = make_optimizer(((name, parameter) for name, parameter, _ in self.parameters()), settings)
         topology = PipeModelDataParallelTopology(num_pp=1, num_mp=grid.tensor, num_dp=grid.data)
         self.mpu = PipelineParallelGrid(topology=topology)
+        self.judge = Judge(self._measure)
+        self.optimizer.is_refused = self.judge.is_refused
         self.engine, *_ = deepspeed.initialize(
             model=self.module,
             optimizer=self.optimizer,
@@ -105,29 +107,37 @@ class ShardedEngine:
         )
         self.engine._copy_recovery_script = lambda folder: None  # our weights need no script to be read
         self.weights_are_sharded = settings.zero_stage == WEIGHTS_SHARDED
+        self._losses: list[torch.Tensor] = []
+        self._domain_sums: list[torch.Tensor] = []
+        self._sums: list[float] = []
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
+    def _measure(self) -> tuple[float, float]:
+        losses = torch.stack(self._losses).sum()[None] / self.num_losses
+        totals = torch.cat([losses, torch.stack(self._domain_sums).sum(0).flatten()])
+        dist.all_reduce(totals, group=self.mpu.get_data_parallel_group())
+        loss, *self._sums = totals.double().tolist()
+        return loss, float(self.engine.optimizer._global_grad_norm)
+
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable = is_finite
+    ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
         self.engine.train()
         self.objective.scale = float(self.num_losses)
-        skipped_before = self.engine.skipped_steps
-        losses, domain_sums = [], []
+        self._losses, self._domain_sums = [], []
+        self.judge.begin_step(acceptable)
         for batch in micro_batches:
             loss = self.engine(*self._on_device(batch))
+            self._losses.append(loss.detach())
+            self._domain_sums.append(self.objective.domain_sums)
             self.engine.backward(loss)
             self.engine.step()
-            losses.append(loss.detach())
-            domain_sums.append(self.objective.domain_sums)
-        totals = torch.cat(
-            [torch.stack(losses).sum()[None] / self.num_losses, torch.stack(domain_sums).sum(0).flatten()]
-        )
-        dist.all_reduce(totals, group=self.mpu.get_data_parallel_group())
-        loss_value, *sums = totals.double().tolist()
-        by_domain = zip(*[iter(sums)] * 3, strict=True)
+        loss_value, norm, is_refused = self.judge.verdict()
+        by_domain = zip(*[iter(self._sums)] * 3, strict=True)
         return StepResult(
             loss=loss_value,
-            grad_norm=float(self.engine.get_global_grad_norm()),
-            skipped=self.engine.skipped_steps > skipped_before,
+            grad_norm=norm,
+            skipped=is_refused,
             domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in by_domain],
         )
 

@@ -7,11 +7,15 @@ training, so it can be compared with any other model's on the same tokens, and b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from megacpt.data.held_out import HeldOut
 from megacpt.engine.engine import Engine
 from megacpt.observe.record import DomainEvaluation, EvaluationRecord
+
+
+class EvaluationInterrupted(Exception):
+    """An evaluation was left before its end; it has no result."""
 
 
 class Evaluator:
@@ -31,10 +35,19 @@ class Evaluator:
         self.held_out = dict(held_out)
         self.micro_rows, self.dp_rank, self.dp_size = micro_rows, dp_rank, dp_size
 
-    def evaluate(self, step: int, tokens: int) -> EvaluationRecord:
-        """The losses after `step` steps and `tokens` tokens."""
+    def evaluate(self, step: int, tokens: int, interrupted: Callable[[], bool] = lambda: False) -> EvaluationRecord:
+        """The losses after `step` steps and `tokens` tokens.
+
+        Args:
+            interrupted: asked before each domain, on every rank; the same answer everywhere.
+
+        Raises:
+            EvaluationInterrupted: the answer was yes.
+        """
         domains = {}
         for name, text in self.held_out.items():
+            if interrupted():
+                raise EvaluationInterrupted
             nll = self.engine.evaluate(text.batches(self.micro_rows, self.dp_rank, self.dp_size))
             num_bytes = text.num_bytes
             domains[name] = DomainEvaluation(

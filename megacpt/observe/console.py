@@ -106,6 +106,9 @@ class Console:
                 line.append(" ").append_text(self._change(domain.loss - before.loss))
         self._print(line)
 
+    def rewind(self, step: int) -> None:
+        """Nothing: what is on the screen stays there; the log says that the run was taken back."""
+
     def close(self) -> None:
         """Show each domain's loss before and after, if there are two evaluations, and say what it means."""
         before, after = self._baseline, self._latest

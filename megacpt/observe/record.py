@@ -42,6 +42,7 @@ class StepRecord:
         tokens_per_second: of the whole run, all devices together.
         domains: the domains that had tokens in this step.
         mfu: fraction of the devices' peak FLOP/s; None where that peak is not known.
+        skipped: True where the update was not applied, else None.
     """
 
     step: int
@@ -52,6 +53,7 @@ class StepRecord:
     tokens_per_second: float
     domains: Mapping[str, DomainLoss]
     mfu: float | None = None
+    skipped: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object of a line in `metrics.jsonl`."""

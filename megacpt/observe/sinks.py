@@ -28,6 +28,9 @@ class Sink(Protocol):
     def write_evaluation(self, record: EvaluationRecord) -> None:
         """Take the record of an evaluation."""
 
+    def rewind(self, step: int) -> None:
+        """Forget what came after `step`: the run was taken back to it."""
+
     def close(self) -> None:
         """Finish: the run has ended."""
 
@@ -54,6 +57,10 @@ class JsonLines:
     def write_evaluation(self, record: EvaluationRecord) -> None:
         """Append to `evaluations.jsonl`."""
         _append(self._evaluations, record.to_dict())
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`."""
+        self.resume(step)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -112,10 +119,13 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        self._folder = folder
+        self._open(None if resume_step is None else resume_step + 1)
+
+    def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here, for it costs a second that not every run pays
 
-        purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
 
     def write_step(self, record: StepRecord) -> None:
         """Add the scalars of a step."""
@@ -125,6 +135,11 @@ class TensorBoard:
         """Add the scalars of an evaluation, and have them on disk at once: they are few and looked at."""
         self._write(record)
         self._writer.flush()
+
+    def rewind(self, step: int) -> None:
+        """Hide the events after `step`."""
+        self._writer.close()
+        self._open(step + 1)
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
@@ -174,6 +189,9 @@ class Wandb:
     def write_evaluation(self, record: EvaluationRecord) -> None:
         """Log the scalars of an evaluation."""
         self._run.log(record.scalars(), step=record.step)
+
+    def rewind(self, step: int) -> None:
+        """Nothing: W&B keeps what it has seen, and ignores steps until there are new ones."""
 
     def close(self) -> None:
         """Wait until everything is sent."""

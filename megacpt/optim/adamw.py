@@ -10,7 +10,7 @@ moments, 4 bytes per parameter each, split over the data axis like them, and sav
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,14 @@ class ContinualAdamW(torch.optim.AdamW):
         groups: as `megacpt.optim.groups.parameter_groups` makes them.
         betas, eps: AdamW's.
         additions: what else is done.
+
+    Attributes:
+        is_refused: asked before every update; True: weights and state stay as they are. DeepSpeed's optimizers reduce
+            and clip gradients, call `step` of this one (once for each group), and write the masters back, so an update
+            that is refused here leaves no trace, under every ZeRO stage.
     """
+
+    is_refused: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
         self,
@@ -105,7 +112,9 @@ class ContinualAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """AdamW's update and the additions, on the parameters that have a gradient."""
+        """AdamW's update and the additions, on the parameters that have a gradient, unless it is refused."""
+        if self.is_refused():
+            return None
         # AdamW makes its state only where there is none, so what is remembered of a first update waits beside it.
         began = {
             parameter: {kind: parameter.clone() for kind in self.additions.kinds if kind not in self.state[parameter]}

@@ -322,6 +322,34 @@ class CheckpointSection(Section):
     """After the last step; the export is made from it."""
 
 
+class GuardSection(Section):
+    """What happens at bad numbers ([reliability](reliability.md)). A step whose loss or gradient norm is not finite is
+    never applied, whatever stands here."""
+
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """At a loss or gradient norm far above its recent past. warn: only say so. skip: do not apply the step. rollback:
+    skip, and after `patience_steps` in a row go back to the last checkpoint and leave out the samples of the bad steps
+    (arXiv:2204.02311, section 5.1)."""
+
+    window_steps: Count = 128
+    """The recent past: so many steps that were not bad."""
+
+    threshold: Annotated[float, Field(gt=0)] = 8.0
+    """A spike lies this many robust standard deviations (1.4826 MAD) above the window's median."""
+
+    patience_steps: Count = 3
+    """rollback: bad steps in a row before the run goes back. One bad step is only skipped."""
+
+    jump_before_steps: Annotated[int, Field(ge=0)] = 0
+    """rollback: also leave out the samples of so many steps before the first bad one."""
+
+    max_skipped_steps: Count = 10
+    """Bad steps in a row after which the run ends with an error: skipping does not help it."""
+
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    """Rollbacks in all after which the run ends with an error."""
+
+
 class WandbSection(Section):
     """Weights & Biases. The key comes from WANDB_API_KEY or `wandb login`."""
 
@@ -406,6 +434,9 @@ class Recipe(Section):
 
     checkpoint: CheckpointSection = CheckpointSection()
     """Checkpoints."""
+
+    guard: GuardSection = GuardSection()
+    """Bad numbers."""
 
     logging: LoggingSection = LoggingSection()
     """Logs."""

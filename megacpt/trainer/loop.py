@@ -2,7 +2,7 @@
 
 Everything that happens at a step besides the step itself (reporting, evaluating, checkpointing) is a `Hook`; hooks run
 in the order given, on every rank. A run is a pure function of its first step number: the loader, the schedule and
-dropout's random numbers all follow from the step, so resuming is starting later.
+dropout's random numbers all follow from the step, so resuming is starting later, and rolling back is starting earlier.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 
 from megacpt.data.loader import Loader
-from megacpt.engine.engine import Engine
-from megacpt.observe.log import logger
+from megacpt.engine.engine import Engine, StepResult
 from megacpt.observe.record import DomainLoss, StepRecord
 from megacpt.observe.throughput import Throughput
+from megacpt.trainer.guard import Guard, Rollback
+from megacpt.trainer.stopping import Stopping
 
 
 class Hook(Protocol):
@@ -29,8 +30,11 @@ class Hook(Protocol):
     def after_step(self, record: StepRecord) -> None:
         """Called after every step."""
 
-    def after_training(self, step: int) -> None:
-        """Called once, with the number of steps done in all."""
+    def rewind(self, step: int) -> None:
+        """Called when the run was taken back to the state after `step` steps."""
+
+    def after_training(self, step: int, stopped: bool) -> None:
+        """Called once, with the number of steps done in all, and whether the run was stopped before its last one."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Trainer:
         loader: the micro-batches of each step.
         learning_rate: tokens seen after a step -> the step's learning rate.
         hooks: what is done between steps.
+        guard: judges every step.
+        stopping: whether to stop early.
+        roll_back: takes engine and loader back; returns the number of steps done there.
         seed: of dropout.
         utilisation: tokens per second -> MFU, where the device's peak is known.
     """
@@ -50,44 +57,62 @@ class Trainer:
     loader: Loader
     learning_rate: Callable[[int], float]
     hooks: Sequence[Hook]
+    guard: Guard
+    stopping: Stopping
+    roll_back: Callable[[Rollback], int]
     seed: int = 0
     utilisation: Callable[[float], float | None] = lambda tokens_per_second: None
 
-    def fit(self, first_step: int, last_step: int) -> None:
-        """Do the steps first_step + 1 ... last_step, where `first_step` have been done before."""
+    def fit(self, first_step: int, last_step: int) -> int:
+        """Do the steps first_step + 1 ... last_step, where `first_step` have been done before.
+
+        Returns:
+            The steps done in all; fewer than `last_step` where the run was told to stop.
+        """
         throughput = Throughput()
         for hook in self.hooks:
             hook.before_training(first_step)
-        for step in range(first_step, last_step):
+        self.stopping.now()
+        step = first_step
+        while step < last_step and not self.stopping.agreed:
+            self.stopping.begin_step()
             with throughput.step(self.loader.tokens(step + 1) - self.loader.tokens(step)):
-                record = self.step(step)
-            rate = throughput.tokens_per_second
-            timed = record(rate, self.utilisation(rate))
+                result, rate = self.step(step)
+            self.stopping.end_step()
+            if rollback := self.guard.after_step(step + 1, result):
+                step = self.roll_back(rollback)
+                for hook in self.hooks:
+                    hook.rewind(step)
+                continue
+            record = self.record(step, result, rate, throughput.tokens_per_second)
+            step += 1
             for hook in self.hooks:
-                hook.after_step(timed)
+                hook.after_step(record)
         for hook in self.hooks:
-            hook.after_training(max(first_step, last_step))
+            hook.after_training(step, stopped=step < last_step)
+        return step
 
-    def step(self, step: int) -> Callable[[float, float | None], StepRecord]:
-        """Do step number `step` (from 0); returns its record, but for the speed, which is known only afterwards."""
+    def step(self, step: int) -> tuple[StepResult, float]:
+        """Do step number `step` (from 0); returns what it gave, and its learning rate."""
         torch.manual_seed(self.seed * 1_000_003 + step)
-        tokens = self.loader.tokens(step + 1)
-        rate = self.learning_rate(tokens)
-        result = self.engine.train_step(self.loader.step(step), rate)
-        if result.skipped:
-            logger().info("step %d is skipped: its gradient norm is not finite", step + 1)  # rank 0 says it for all
+        rate = self.learning_rate(self.loader.tokens(step + 1))
+        return self.engine.train_step(self.loader.step(step), rate, self.guard.is_acceptable), rate
+
+    def record(self, step: int, result: StepResult, rate: float, tokens_per_second: float) -> StepRecord:
+        """What is reported of step number `step` (from 0)."""
         domains = {
             name: DomainLoss(loss=nll / num_tokens, tokens=num_tokens)
             for name, (_, nll, num_tokens) in zip(self.loader.stream.names, result.domain_sums, strict=True)
             if num_tokens
         }
-        return lambda tokens_per_second, mfu: StepRecord(
+        return StepRecord(
             step=step + 1,
-            tokens=tokens,
+            tokens=self.loader.tokens(step + 1),
             loss=result.loss,
             grad_norm=result.grad_norm,
             learning_rate=rate,
             tokens_per_second=tokens_per_second,
             domains=domains,
-            mfu=mfu,
+            mfu=self.utilisation(tokens_per_second),
+            skipped=result.skipped or None,
         )

@@ -53,6 +53,7 @@ FREE_CHANGES = {
     "training.stop_at_step": "training.stop_at_step=9",
     "data.domains.*.held_out": "data.domains.web.held_out=new-web",
     "loss.kernel": "loss.kernel=reference",
+    "guard": "guard.on_spike=rollback",
 }
 
 

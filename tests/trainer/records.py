@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from megacpt.engine.engine import StepResult
+from megacpt.engine.engine import Acceptable, StepResult
+from megacpt.evaluate.evaluator import EvaluationInterrupted
 from megacpt.observe.record import EvaluationRecord, StepRecord
 
 TOKENS_PER_STEP = 64
@@ -23,7 +24,7 @@ class NotingEngine:
         self.events = events
         self.random_numbers: list[float] = []
 
-    def train_step(self, micro_batches: Sequence[float], learning_rate: float) -> StepResult:
+    def train_step(self, micro_batches: Sequence[float], learning_rate: float, acceptable: Acceptable) -> StepResult:
         self.events.append(("train", *micro_batches, learning_rate))
         self.random_numbers.append(torch.rand(()).item())
         return StepResult(
@@ -35,7 +36,12 @@ class NotingEngine:
 
 
 class NotingLoader:
-    stream = SimpleNamespace(names=("law", "web"))
+    stream = SimpleNamespace(
+        names=("law", "web"),
+        history=SimpleNamespace(
+            first_sample=lambda step: 8 * step, settings=lambda step: SimpleNamespace(global_rows=8)
+        ),
+    )
 
     def step(self, step: int) -> list[float]:
         return [float(step)]
@@ -54,15 +60,20 @@ class NotingHook:
     def after_step(self, record: StepRecord) -> None:
         self.events.append((self.name, "step", record.step))
 
-    def after_training(self, step: int) -> None:
-        self.events.append((self.name, "after", step))
+    def rewind(self, step: int) -> None:
+        self.events.append((self.name, "rewind", step))
+
+    def after_training(self, step: int, stopped: bool) -> None:
+        self.events.append((self.name, "after", step, stopped) if stopped else (self.name, "after", step))
 
 
 class NotingEvaluator:
     def __init__(self, events: Events) -> None:
         self.events = events
 
-    def evaluate(self, step: int, tokens: int) -> EvaluationRecord:
+    def evaluate(self, step: int, tokens: int, interrupted: Callable[[], bool]) -> EvaluationRecord:
+        if interrupted():
+            raise EvaluationInterrupted
         self.events.append(("evaluate", step, tokens))
         return EvaluationRecord(step, tokens, {})
 
@@ -77,6 +88,9 @@ class NotingSink:
 
     def write_evaluation(self, record: EvaluationRecord) -> None:
         self.evaluations.append(record)
+
+    def rewind(self, step: int) -> None:
+        del self.steps[step:], self.evaluations[step:]
 
     def close(self) -> None:
         raise AssertionError("the sinks are closed by who opened them")

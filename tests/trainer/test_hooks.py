@@ -20,7 +20,7 @@ def go_through(hook: Hook, first: int, last: int) -> None:
     hook.before_training(first)
     for step in range(first + 1, last + 1):
         hook.after_step(record_of(step))
-    hook.after_training(last)
+    hook.after_training(last, stopped=False)
 
 
 def evaluated(first: int, last: int, **settings: Any) -> list[int]:
@@ -116,6 +116,64 @@ def test_other_ranks_touch_no_folder(tmp_path: Path) -> None:
     go_through(checkpointing(tmp_path, events, is_main=False, every_steps=None), 0, 5)
     assert events == [("barrier", []), ("save", "step_000005.partial", False), ("barrier", [])]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_run_is_saved_but_not_evaluated(tmp_path: Path) -> None:
+    events: Events = []
+    saving = checkpointing(tmp_path, events, every_steps=None, at_end=False)
+    evaluating = Evaluation(
+        cast(Evaluator, NotingEvaluator(events)),
+        [],
+        lambda step: 0,
+        occasions=range(2, 9, 2),
+        at_start=False,
+        at_end=True,
+    )
+    for hook in (saving, evaluating):
+        hook.before_training(0)
+        hook.after_training(3, stopped=True)
+    assert saved(events) == ["step_000003.partial"]
+    assert not [event for event in events if event[0] == "evaluate"]
+    assert not evaluating.is_due
+
+
+def test_an_evaluation_that_was_left_is_made_up_at_the_next_start() -> None:
+    events: Events = []
+    settings: dict[str, Any] = {"occasions": range(2, 9, 2), "at_start": True, "at_end": True}
+    left = Evaluation(
+        cast(Evaluator, NotingEvaluator(events)), [], lambda step: 0, interrupted=lambda: True, **settings
+    )
+    left.before_training(2)
+    left.after_step(record_of(4))
+    assert left.is_due and not events
+    resumed = Evaluation(cast(Evaluator, NotingEvaluator(events)), [], lambda step: 0, is_due=True, **settings)
+    resumed.before_training(4)
+    assert events == [("evaluate", 4, 0)]
+    assert not resumed.is_due
+
+
+def test_a_rewound_run_saves_and_evaluates_its_steps_again(tmp_path: Path) -> None:
+    events: Events = []
+    saving = checkpointing(tmp_path, events, at_start=True)
+    sink = NotingSink()
+    evaluating = Evaluation(
+        cast(Evaluator, NotingEvaluator(events)), [sink], lambda step: 0, occasions=[3], at_start=False, at_end=False
+    )
+    hooks: list[Hook] = [Reporting([sink]), evaluating, saving]
+    for hook in hooks:
+        hook.before_training(0)
+    for step in (1, 2, 3, 4):
+        for hook in hooks:
+            hook.after_step(record_of(step))
+    for hook in hooks:
+        hook.rewind(0)
+    assert (tmp_path / "step_000003.set_aside").is_dir()
+    for step in (1, 2, 3):
+        for hook in hooks:
+            hook.after_step(record_of(step))
+    assert saved(events) == ["step_000000.partial", "step_000003.partial", "step_000003.partial"]
+    assert [record.step for record in sink.steps] == [1, 2, 3]
+    assert [record.step for record in sink.evaluations] == [3]
 
 
 def test_every_step_is_reported_to_every_sink() -> None:

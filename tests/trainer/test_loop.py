@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -10,23 +11,38 @@ import pytest
 import torch
 
 from megacpt.data.loader import Loader
-from megacpt.engine.engine import StepResult
+from megacpt.engine.engine import Acceptable, StepResult
+from megacpt.observe.events import Events
 from megacpt.observe.record import DomainLoss
+from megacpt.parallel.agreement import Agreement
+from megacpt.trainer.guard import Guard, GuardSettings, Rollback
 from megacpt.trainer.loop import Trainer
-from tests.trainer.records import TOKENS_PER_STEP, Events, NotingEngine, NotingHook, NotingLoader, NotingSink
+from megacpt.trainer.stopping import Stopping
+from tests.trainer.records import TOKENS_PER_STEP, NotingEngine, NotingHook, NotingLoader, NotingSink
+from tests.trainer.records import Events as Noted
 
 
-def trainer(events: Events, **settings: Any) -> Trainer:
-    return Trainer(
-        engine=cast(Any, NotingEngine(events)),
-        loader=cast(Loader, NotingLoader()),
-        learning_rate=settings.pop("learning_rate", float),
-        **{"hooks": [], **settings},
-    )
+def trainer(events: Noted, **settings: Any) -> Trainer:
+    guard = Guard(GuardSettings("rollback", 8, 8.0, 1, 0, 3, 1), Events(), cast(Loader, NotingLoader()))
+
+    def roll_back(wanted: Rollback) -> int:
+        events.append(("roll back", wanted))
+        return 1
+
+    defaults: dict[str, Any] = {
+        "engine": NotingEngine(events),
+        "loader": NotingLoader(),
+        "learning_rate": float,
+        "hooks": [],
+        "guard": guard,
+        "stopping": Stopping(Agreement(1)),
+        "roll_back": roll_back,
+    }
+    return Trainer(**defaults | settings)
 
 
 def test_hooks_run_in_order_around_every_step() -> None:
-    events: Events = []
+    events: Noted = []
     trainer(events, hooks=[NotingHook("first", events), NotingHook("second", events)]).fit(2, 4)
     assert events == [
         ("first", "before", 2),
@@ -44,13 +60,13 @@ def test_hooks_run_in_order_around_every_step() -> None:
 
 @pytest.mark.parametrize("first, last", [(0, 0), (5, 5), (5, 3)])
 def test_nothing_left_to_do(first: int, last: int) -> None:
-    events: Events = []
+    events: Noted = []
     trainer(events, hooks=[NotingHook("hook", events)]).fit(first, last)
     assert events == [("hook", "before", first), ("hook", "after", first)]
 
 
 def test_the_rate_is_that_of_the_tokens_after_the_step() -> None:
-    events: Events = []
+    events: Noted = []
     trainer(events, learning_rate=lambda tokens: 1e-6 * tokens).fit(0, 3)
     assert [rate for _, _, rate in events] == pytest.approx([1e-6 * TOKENS_PER_STEP * done for done in (1, 2, 3)])
 
@@ -75,7 +91,7 @@ def test_random_numbers_follow_from_seed_and_step() -> None:
     def numbers(first: int, last: int, seed: int) -> list[float]:
         engine = NotingEngine([])
         torch.rand(3)  # whatever was drawn before
-        Trainer(cast(Any, engine), cast(Loader, NotingLoader()), float, [], seed=seed).fit(first, last)
+        replace(trainer([], seed=seed), engine=cast(Any, engine)).fit(first, last)
         return engine.random_numbers
 
     whole = numbers(0, 6, seed=0)
@@ -85,10 +101,34 @@ def test_random_numbers_follow_from_seed_and_step() -> None:
     assert not set(numbers(0, 6, seed=1)) & set(whole)
 
 
-def test_a_skipped_step_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    class Skipping(NotingEngine):
-        def train_step(self, micro_batches: Sequence[float], learning_rate: float) -> StepResult:
-            return replace(super().train_step(micro_batches, learning_rate), skipped=micro_batches[0] == 4.0)
+def test_a_run_told_to_stop_says_so_to_its_hooks() -> None:
+    events: Noted = []
+    signals = iter([False, False, True])
+    stopping = Stopping(Agreement(1), signalled=lambda: next(signals))
+    assert trainer(events, hooks=[NotingHook("hook", events)], stopping=stopping).fit(0, 5) == 2
+    assert events[-1] == ("hook", "after", 2, True)
 
-    Trainer(cast(Any, Skipping([])), cast(Loader, NotingLoader()), float, []).fit(3, 6)
-    assert capsys.readouterr().err.splitlines() == ["step 5 is skipped: its gradient norm is not finite"]
+
+def test_a_run_told_to_stop_before_its_first_step_does_none() -> None:
+    events: Noted = []
+    stopping = Stopping(Agreement(1), signalled=lambda: True)
+    assert trainer(events, hooks=[NotingHook("hook", events)], stopping=stopping).fit(3, 5) == 3
+    assert events == [("hook", "before", 3), ("hook", "after", 3, True)]
+
+
+def test_after_a_rollback_the_steps_are_done_again() -> None:
+    events: Noted = []
+
+    class OnceBad(NotingEngine):
+        def train_step(
+            self, micro_batches: Sequence[float], learning_rate: float, acceptable: Acceptable
+        ) -> StepResult:
+            result = super().train_step(micro_batches, learning_rate, acceptable)
+            is_bad = micro_batches == [2.0] and not any(event[0] == "roll back" for event in events)
+            return replace(result, loss=math.nan) if is_bad else result
+
+    trainer(events, engine=OnceBad(events), hooks=[NotingHook("hook", events)]).fit(0, 4)
+    assert [event[1] for event in events if event[0] == "train"] == [0.0, 1.0, 2.0, 1.0, 2.0, 3.0]
+    assert ("roll back", Rollback(3, 3, 3)) in events
+    assert [event[2] for event in events if event[:2] == ("hook", "step")] == [1, 2, 2, 3, 4]
+    assert ("hook", "rewind", 1) in events

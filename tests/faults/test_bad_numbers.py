@@ -1,0 +1,138 @@
+"""Numbers that go wrong: what is planted is skipped or rolled back, and what follows is as if it had never been."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megacpt.data.batch import MicroBatch
+from megacpt.engine.engine import Acceptable, StepResult
+from megacpt.engine.pipelined import PipelinedEngine
+from megacpt.engine.sharded import ShardedEngine
+from megacpt.observe.events import EVENTS_FILE
+from tests.distributed import run_ranks
+from tests.parity.runs import metrics_of, refusal, train, write_recipe
+
+LAYOUTS = {
+    "pipeline 2, bf16": (2, {"pipeline": 2}, "bfloat16"),
+    "ZeRO-2 x 2, bf16": (2, {"zero_stage": 2}, "bfloat16"),
+    "one process, fp32": (1, {"zero_stage": 0}, "float32"),
+}
+
+
+def planted(rank: int, arguments: list[str], kind: str, calls: Sequence[int]) -> int:
+    """The body of a rank: the training command, with a fault in the calls of `train_step` (from 1) that are named.
+
+    data: the last rank's weights of the loss are NaN. loss: they are 1e4, on every rank. gradient: one gradient of the
+    last rank is NaN. weights: one weight of the last rank becomes NaN, and stays it.
+    """
+    is_last = rank == int(torch.distributed.get_world_size()) - 1
+    for engine_class in (PipelinedEngine, ShardedEngine):
+        _plant(engine_class, kind, calls, is_last)
+    return train(rank, arguments)
+
+
+def _plant(engine_class: Any, kind: str, calls: Sequence[int], is_last: bool) -> None:
+    train_step, count = engine_class.train_step, [0]
+
+    def spoiled(
+        self: Any, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable
+    ) -> StepResult:
+        count[0] += 1
+        handle = None
+        if count[0] in calls:
+            if kind == "data" and is_last:
+                micro_batches[-1].weights.fill_(math.nan)
+            if kind == "loss":
+                for batch in micro_batches:
+                    batch.weights.mul_(1e4)
+            _, parameter, _ = next(iter(self.parameters()))
+            if kind == "gradient" and is_last:
+                handle = parameter.register_hook(lambda gradient: gradient * math.nan)
+            if kind == "weights" and is_last:
+                with torch.no_grad():
+                    parameter.view(-1)[0] = math.nan
+        result: StepResult = train_step(self, micro_batches, learning_rate, acceptable)
+        if handle is not None:
+            handle.remove()
+        return result
+
+    engine_class.train_step = spoiled
+
+
+def events_of(recipe: Path, name: str) -> list[dict[str, Any]]:
+    lines = (recipe.parent / "runs" / name / EVENTS_FILE).read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] not in ("start", "end")]
+
+
+@pytest.mark.parametrize("kind", ["data", "gradient"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_step_that_is_not_finite_is_skipped_and_named(layout: str, kind: str, tmp_path: Path) -> None:
+    world_size, parallel, dtype = LAYOUTS[layout]
+    recipe = write_recipe(tmp_path, parallel=parallel, evaluation={"every": None, "at_start": False, "at_end": False})
+    arguments = ["--recipe", str(recipe), "--set", f"model.dtype={dtype}", "--resume", "auto"]
+    assert run_ranks(world_size, planted, arguments, kind, [3]) == [0] * world_size
+    metrics = metrics_of(recipe)
+    assert [record["step"] for record in metrics if record.get("skipped")] == [3]
+    assert all(math.isfinite(record["loss"]) for record in metrics[3:])
+    (event,) = events_of(recipe, "small")
+    assert (event["event"], event["step"], event["first_sample"], event["num_samples"]) == ("not_finite", 3, 16, 8)
+
+
+def test_broken_weights_roll_back_and_jump_and_resume_repeats_the_jump(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        parallel={"pipeline": 2},
+        evaluation={"every": "50%"},
+        guard={"on_spike": "rollback", "patience_steps": 2},
+    )
+    arguments = ["--recipe", str(recipe), "--resume", "auto", "--set"]
+    # Weights break at step 4; steps 4 and 5 are bad; back to the checkpoint of step 2 (every 2 steps), then on.
+    assert run_ranks(2, planted, [*arguments, "name=rolled"], "weights", [4]) == [0, 0]
+    metrics = metrics_of(recipe, "rolled")
+    assert [record["step"] for record in metrics] == list(range(1, 9))
+    assert not any(record.get("skipped") for record in metrics)
+    assert [event["event"] for event in events_of(recipe, "rolled")] == ["not_finite", "not_finite", "rollback"]
+    rollback = events_of(recipe, "rolled")[-1]
+    assert (rollback["to_step"], rollback["jump_at_step"], rollback["num_samples"]) == (2, 4, 16)
+
+    # Stopped after the rollback and started again: the jump is in the checkpoint, and the rest is the same.
+    assert run_ranks(2, planted, [*arguments, "name=again", "--set", "training.stop_at_step=6"], "weights", [4]) == [
+        0,
+        0,
+    ]
+    assert run_ranks(2, train, [*arguments, "name=again"]) == [0, 0]
+    assert metrics_of(recipe, "again") == metrics
+
+    # Without the fault: the same until the jump, then other samples.
+    assert run_ranks(2, train, [*arguments, "name=undisturbed"]) == [0, 0]
+    undisturbed = metrics_of(recipe, "undisturbed")
+    assert undisturbed[:3] == metrics[:3]
+    assert undisturbed[3]["loss"] != metrics[3]["loss"]
+
+
+def test_a_loss_spike_is_skipped(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        training={"tokens": 24 * 8 * 16},
+        guard={"on_spike": "skip", "window_steps": 8},
+        evaluation={"every": None},
+    )
+    assert run_ranks(1, planted, ["--recipe", str(recipe)], "loss", [20]) == [0]
+    assert [record["step"] for record in metrics_of(recipe) if record.get("skipped")] == [20]
+    (event,) = events_of(recipe, "small")
+    assert event["event"] == "spike" and event["loss"] > event["limits"]["loss"]
+
+
+def test_rollbacks_that_do_not_help_end_in_one_clear_error(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, guard={"on_spike": "rollback", "patience_steps": 1, "max_rollbacks": 1})
+    (code,) = run_ranks(1, planted, ["--recipe", str(recipe)], "data", range(4, 99))
+    assert code == 2
+    assert [event["event"] for event in events_of(recipe, "small")][-2:] == ["rollback", "not_finite"]
+    assert "already holds a run" in refusal(recipe), "nothing is lost: the run can be continued by hand"
