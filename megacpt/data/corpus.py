@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from megacpt.data.manifest import TokenizerRecord, read_manifest
+from megacpt.data.manifest import UNFINISHED, TokenizerRecord, read_manifest
 from megacpt.data.shard import Shard
 from megacpt.errors import DataError
 
@@ -114,6 +114,9 @@ def open_corpus(paths: PathLike | Sequence[PathLike]) -> Corpus:
                 )
             tokenizer, named_by = manifest.tokenizer, str(path)
         else:
+            if (path.parent / UNFINISHED).exists():
+                hint = "Let the build come to its end, and name its folder."
+                raise DataError("this shard is of an unfinished build", where=str(path), hint=hint)
             shards.append(Shard(path.with_suffix("") if path.suffix in (".bin", ".idx") else path))
             text_bytes = None
     if not any(shard.num_tokens for shard in shards):

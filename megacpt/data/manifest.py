@@ -8,21 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import pyarrow
+from pyarrow import parquet
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from megacpt.data.shard import AtomicFile, Shard
 from megacpt.errors import DataError
 
 FILE_NAME = "manifest.json"
+UNFINISHED = ".unfinished"
+"""The mark of a folder that a build is working in, or was interrupted in."""
 _HASH_BYTES = 1 << 22
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineRecord(_Section):
+    """What ran the tokenizer, and why that could be trusted to make its ids."""
+
+    name: Literal["tokenizers", "tiktoken", "sentencepiece"]
+    reason: str | None = None
+    """Why a tokenizer.json was not run by tiktoken, which is faster."""
+    checked_documents: NonNegativeInt = 0
+    """Documents of the input that were encoded by both, with equal ids where tiktoken is the name."""
+    checked_tokens: NonNegativeInt = 0
 
 
 class TokenizerRecord(_Section):
@@ -41,6 +57,16 @@ class TokenizerRecord(_Section):
     """Every document begins with `bos_id`."""
     adds_eos: bool
     """Every document ends with `eos_id`."""
+    engine: EngineRecord | None = None
+
+
+class ColumnsRecord(_Section):
+    """A parquet file with values of a shard's documents: a row for each, in their order."""
+
+    file: str
+    """Relative to the manifest."""
+    names: tuple[str, ...]
+    sha256: str
 
 
 class ShardRecord(_Section):
@@ -54,6 +80,7 @@ class ShardRecord(_Section):
     """UTF-8 bytes of the text: what bits per byte divides by."""
     bin_sha256: str
     idx_sha256: str
+    columns: tuple[ColumnsRecord, ...] = ()
 
 
 class SourceRecord(_Section):
@@ -66,6 +93,24 @@ class SourceRecord(_Section):
     """Documents read from it, before any split."""
     empty_documents: NonNegativeInt
     """Documents without text, which are left out."""
+    bad_documents: NonNegativeInt = 0
+    """Lines that could not be read and were tolerated; they count as no documents."""
+
+
+class FilterRecord(_Section):
+    """A condition that documents had to satisfy, in turn, and what it removed."""
+
+    where: str
+    removed_documents: NonNegativeInt
+    removed_bytes: NonNegativeInt
+    """UTF-8 bytes of their text."""
+
+
+class SliceRecord(_Section):
+    """Which part of the input a build took, when several share it."""
+
+    index: NonNegativeInt
+    num_slices: PositiveInt
 
 
 class SplitRecord(_Section):
@@ -88,11 +133,22 @@ class Manifest(_Section):
     shards: tuple[ShardRecord, ...]
     sources: tuple[SourceRecord, ...]
     split: SplitRecord | None = None
+    filters: tuple[FilterRecord, ...] = ()
+    slice: SliceRecord | None = None
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write manifest.json, atomically."""
         with AtomicFile(Path(folder) / FILE_NAME) as file:
             file.write(self.model_dump_json(indent=2).encode() + b"\n")
+
+    def read_columns(self, folder: str | os.PathLike[str], names: Sequence[str]) -> pyarrow.Table:
+        """The named columns of all documents, in their order; what no shard keeps is left out.
+
+        Raises:
+            DataError: a file is missing, or has other rows than its shard has documents.
+        """
+        tables = [_shard_columns(Path(folder), record, names) for record in self.shards]
+        return pyarrow.concat_tables(tables, promote_options="permissive")
 
     def open_shards(self, folder: str | os.PathLike[str]) -> list[Shard]:
         """Open the shards and hold them against the manifest; constant time per shard.
@@ -145,7 +201,9 @@ def verify(folder: str | os.PathLike[str], on_shard: Callable[[ShardRecord], Non
     manifest = read_manifest(folder)
     shards = manifest.open_shards(folder)
     for shard, record in zip(shards, manifest.shards, strict=True):
-        for path, expected in ((shard.bin_path, record.bin_sha256), (shard.idx_path, record.idx_sha256)):
+        checksums = [(shard.bin_path, record.bin_sha256), (shard.idx_path, record.idx_sha256)]
+        checksums += [(Path(folder) / columns.file, columns.sha256) for columns in record.columns]
+        for path, expected in checksums:
             found = _sha256(path)
             if found != expected:
                 raise DataError(
@@ -156,9 +214,29 @@ def verify(folder: str | os.PathLike[str], on_shard: Callable[[ShardRecord], Non
                     hint="Copy it again, or build the shards anew.",
                 )
         shard.verify(manifest.tokenizer.vocab_size)
+        _shard_columns(Path(folder), record, ())
         if on_shard is not None:
             on_shard(record)
     return manifest
+
+
+def _shard_columns(folder: Path, record: ShardRecord, names: Sequence[str]) -> pyarrow.Table:
+    """The named columns of one shard's documents; the number of rows holds even without any."""
+    table = pyarrow.table({"": np.arange(record.documents, dtype=np.int64)})
+    for columns in record.columns:
+        path = folder / columns.file
+        try:
+            with parquet.ParquetFile(path) as file:
+                _agree(f"{path}: rows", record.documents, file.metadata.num_rows)
+                chosen = [name for name in names if name in columns.names]
+                found = file.read(chosen)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError("the columns of a shard cannot be read", where=str(path), found=error) from None
+        for name in chosen:
+            if name in table.column_names:
+                table = table.drop_columns(name)
+            table = table.append_column(name, found.column(name))
+    return table.drop_columns("") if table.num_columns > 1 else table
 
 
 def _agree(what: str, manifest_says: object, files_say: object) -> None:

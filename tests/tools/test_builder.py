@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ import pytest
 from megacpt.data.corpus import open_corpus
 from megacpt.data.manifest import Manifest, verify
 from megacpt.errors import DataError
-from megacpt_tools import inputs
-from megacpt_tools.builder import BuildProgress, build_shards
+from megacpt_tools import builder, inputs
+from megacpt_tools.builder import BuildProgress, build_shards, join_slices
 from megacpt_tools.tokenizer import open_tokenizer
 from tests.tools.conftest import TEXTS
 
@@ -26,7 +27,7 @@ MANY = [f"{text} {number}" for number in range(40) for text in TEXTS]
 
 
 def write_lines(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"text": text, "number": at}) + "\n" for at, text in enumerate(texts)))
     return path
 
 
@@ -91,10 +92,10 @@ def test_output_does_not_depend_on_workers(
 def test_output_does_not_depend_on_where_blocks_are_cut(
     tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for block_bytes in (1, 500, 1 << 20):
+    for block_bytes in (40, 500, 1 << 20):
         monkeypatch.setattr(inputs, "BLOCK_BYTES", block_bytes)
         build_shards([jsonl], bpe_folder, tmp_path / str(block_bytes), max_tokens_per_shard=700)
-    assert contents(tmp_path / "1") == contents(tmp_path / "500") == contents(tmp_path / str(1 << 20))
+    assert contents(tmp_path / "40") == contents(tmp_path / "500") == contents(tmp_path / str(1 << 20))
 
 
 def test_shards_are_cut_before_the_document_that_would_not_fit(tmp_path: Path, bpe_folder: Path) -> None:
@@ -176,16 +177,44 @@ def test_a_part_without_documents_is_refused(tmp_path: Path, bpe_folder: Path) -
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_fault_in_the_input_leaves_nothing(
+def test_a_fault_in_the_input_leaves_nothing_that_can_be_read(
     num_workers: int, tmp_path: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 500)
     source = write_lines(tmp_path / "a.jsonl", MANY)
     with source.open("a") as file:
         file.write("{torn\n")
-    with pytest.raises(DataError, match=rf"a\.jsonl:{len(MANY) + 1}: the line is not JSON"):
-        build_shards([source], bpe_folder, tmp_path / "out", num_workers=num_workers, max_tokens_per_shard=500)
+    where = rf"a\.jsonl:{len(MANY) + 1}: the line is not JSON"
+    with pytest.raises(DataError, match=where):
+        build_shards([source], bpe_folder, tmp_path / "out", num_workers=num_workers)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match=where):
+        build_shards([source], bpe_folder, tmp_path / "out", num_workers=num_workers, max_tokens_per_shard=500)
+    for path in (tmp_path / "out", tmp_path / "out/shard_00000"):
+        with pytest.raises(DataError, match=r"did not finish|unfinished build"):
+            open_corpus(path)
+
+
+def test_bad_lines_are_tolerated_counted_and_named(
+    tmp_path: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 20)
+    lines = ['{"text": "a"}', "{torn", "", '{"body": "b"}', '{"text": "c"}', '{"text": 1}', '{"text": "d"}']
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(lines))
+    seen: list[str] = []
+
+    def build(max_bad_lines: int) -> Manifest:
+        out, note = tmp_path / "out", lambda error: seen.append(str(error))
+        return build_shards([source], bpe_folder, out, max_bad_lines=max_bad_lines, on_bad_line=note)["train"]
+
+    with pytest.raises(DataError, match=r"a\.jsonl:6: 'text' is not text, the last of more than 2 such lines"):
+        build(2)
+    seen.clear()
+    manifest = build(3)
+    assert [text.split(": ")[0] for text in seen] == [f"{source}:{number}" for number in (2, 4, 6)]
+    assert texts_of(tmp_path / "out", bpe_folder) == ["a", "c", "d"]
+    assert (manifest.sources[0].documents, manifest.sources[0].bad_documents) == (3, 3)
 
 
 def test_a_document_that_the_tokenizer_gives_up_on_is_named(tmp_path: Path, llama3_ranks: Path) -> None:
@@ -226,6 +255,129 @@ def test_progress_reaches_the_totals(
     assert [progress.done_bytes for progress in seen] == sorted(progress.done_bytes for progress in seen)
 
 
+def test_an_interrupted_build_goes_on_where_it_was_cut(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after every number of blocks, in turn, until it is through: the bytes of a build in one go."""
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 2000)
+    options: dict[str, Any] = {
+        "max_tokens_per_shard": 300,
+        "held_out_fraction": 0.2,
+        "held_out_max_documents": 20,
+        "keep_columns": ("number",),
+        "where": ("number != 7",),
+    }
+    build_shards([jsonl], bpe_folder, tmp_path / "whole", **options)
+    first_bytes: list[int] = []
+    for _ in range(100):
+        seen: list[int] = []
+
+        def stop_at_the_third(progress: BuildProgress, seen: list[int] = seen) -> None:
+            seen.append(progress.done_bytes)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            build_shards([jsonl], bpe_folder, tmp_path / "cut", on_progress=stop_at_the_third, **options)
+            break
+        first_bytes.append(seen[0])
+    assert len(first_bytes) > 3
+    assert first_bytes == sorted(set(first_bytes))
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_another_build_does_not_go_on_from_an_interrupted_one(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 500)
+
+    def stop(progress: BuildProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_shards([jsonl], bpe_folder, tmp_path / "out", max_tokens_per_shard=50, on_progress=stop)
+    assert (tmp_path / "out/shard_00000.idx").exists()
+    for out in ("out", "fresh"):
+        build_shards([jsonl], bpe_folder, tmp_path / out, max_tokens_per_shard=50, append_eos=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_columns_are_kept_in_the_order_of_documents_and_conditions_counted(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 500)
+    conditions = ("number >= 10 and text_bytes > 1", "number not in (20, 21)")
+    manifests = build_shards(
+        [jsonl],
+        bpe_folder,
+        tmp_path / "out",
+        keep_columns=("number", "nowhere"),
+        where=conditions,
+        held_out_fraction=0.3,
+        max_tokens_per_shard=500,
+    )
+    removed = [(text, number) for number, text in enumerate(MANY) if number < 10 or number in (20, 21)]
+    seen = []
+    for part, manifest in manifests.items():
+        folder = tmp_path / "out" / part
+        assert verify(folder) == manifest
+        assert len(manifest.shards) > 1
+        columns = manifest.read_columns(folder, ["number", "text_bytes"])
+        texts = texts_of(folder, bpe_folder)
+        assert columns["text_bytes"].to_pylist() == [len(text.encode()) for text in texts]
+        assert [MANY[number] for number in columns["number"].to_pylist()] == texts
+        seen += columns["number"].to_pylist()
+        assert [entry.where for entry in manifest.filters] == [*conditions]
+        assert [entry.removed_documents for entry in manifest.filters] == [10, 2]
+        assert sum(entry.removed_bytes for entry in manifest.filters) == sum(len(t.encode()) for t, _ in removed)
+    assert sorted(seen) == [number for number in range(10, len(MANY)) if number not in (20, 21)]
+
+
+def test_a_column_of_mixed_kinds_is_refused(tmp_path: Path, bpe_folder: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "a", "x": 1}\n{"text": "b", "x": "one"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl: a column mixes kinds of values"):
+        build_shards([source], bpe_folder, tmp_path / "out", keep_columns=("x",))
+
+
+def test_slices_joined_hold_what_one_build_holds(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 500)
+    (tmp_path / "second.txt").write_text("another file\n")
+    files = [jsonl, tmp_path / "second.txt"]
+    options: dict[str, Any] = {"held_out_fraction": 0.2, "keep_columns": ("number",)}
+    build_shards(files, bpe_folder, tmp_path / "whole", **options)
+    for index in (2, 0):
+        build_shards(files, bpe_folder, tmp_path / "sliced", index=index, num_slices=3, **options)
+    with pytest.raises(DataError, match=r"slices are missing .found slice_00001_of_00003"):
+        join_slices(tmp_path / "sliced")
+    build_shards(files, bpe_folder, tmp_path / "sliced", index=1, num_slices=3, **options)
+    joined = join_slices(tmp_path / "sliced")
+    for part in ("train", "held_out"):
+        folder, whole = tmp_path / "sliced" / part, tmp_path / "whole" / part
+        manifest = verify(folder)
+        assert manifest == joined[folder]
+        assert len(manifest.shards) == 3
+        assert documents_of(folder) == documents_of(whole)
+        names = ["number", "text_bytes"]
+        assert manifest.read_columns(folder, names).equals(verify(whole).read_columns(whole, names))
+        assert manifest.sources == verify(whole).sources
+    with pytest.raises(DataError, match=r"joined already"):
+        join_slices(tmp_path / "sliced")
+
+
+def test_a_tokenizer_json_runs_on_tiktoken_where_that_is_proven_equal(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_shards([jsonl], bpe_folder, tmp_path / "slow")
+    monkeypatch.setattr(builder, "SMALL_BYTES", 0)
+    engine = build_shards([jsonl], bpe_folder, tmp_path / "fast", num_workers=2)["train"].tokenizer.engine
+    assert engine is not None
+    assert (engine.name, engine.checked_documents) == ("tiktoken", len(MANY))
+    assert documents_of(tmp_path / "fast") == documents_of(tmp_path / "slow")
+
+
 KILLED = """
 import multiprocessing, os, signal, sys
 from megacpt_tools import inputs
@@ -243,7 +395,10 @@ build_shards([source], tokenizer, output, num_workers=2, max_tokens_per_shard=70
 """
 
 
-def test_a_killed_build_is_never_taken_for_a_finished_one(tmp_path: Path, jsonl: Path, bpe_folder: Path) -> None:
+def test_a_killed_build_is_never_taken_for_a_finished_one(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 500)
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, str(jsonl), str(bpe_folder), str(out)]
     killed = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
@@ -259,8 +414,9 @@ def test_a_killed_build_is_never_taken_for_a_finished_one(tmp_path: Path, jsonl:
         assert time.monotonic() < deadline, "workers outlive the build"
         time.sleep(0.05)
 
-    build_shards([jsonl], bpe_folder, out)
-    assert sorted(os.listdir(out)) == ["manifest.json", "shard_00000.bin", "shard_00000.idx"]
+    build_shards([jsonl], bpe_folder, out, max_tokens_per_shard=700)
+    build_shards([jsonl], bpe_folder, tmp_path / "whole", max_tokens_per_shard=700)
+    assert contents(out) == contents(tmp_path / "whole")
     assert verify(out).documents == len(MANY)
 
 

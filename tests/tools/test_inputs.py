@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pyarrow import parquet
 
 from megacpt.errors import DataError
 from megacpt_tools import inputs
-from megacpt_tools.inputs import Documents, find_inputs, read_blocks
+from megacpt_tools.inputs import Block, DocumentBorder, find_inputs, read_blocks
 
 TEXTS = ["one\ntwo", "drei - ü 心", "", 'quote " and \\', "x" * 300, "last"]
 LINES = "".join(json.dumps({"id": at, "text": text}) + "\n" for at, text in enumerate(TEXTS)).encode()
@@ -34,8 +35,23 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def read(path: Path, documents: Documents = "file") -> list[str]:
-    return [text for block in read_blocks(path, "text", documents) for text in block.texts("text")]
+def blocks_of(path: Path | str, border: DocumentBorder = "file") -> list[Block]:
+    return [block for source in find_inputs([path]) for block in read_blocks(source, "text", border, ["id"])]
+
+
+def read(path: Path | str, border: DocumentBorder = "file") -> list[str]:
+    return [text for block in blocks_of(path, border) for text in block.documents("text").texts]
+
+
+def faults(path: Path, border: DocumentBorder = "file") -> list[str]:
+    """Every line that cannot be read, by its place in the file, and what is wrong with it."""
+    found = []
+    num_lines = 0
+    for block in blocks_of(path, border):
+        documents = block.documents("text")
+        found += [f"{block.where(num_lines, fault.line)}: {fault.message}, {fault.found}" for fault in documents.faults]
+        num_lines += documents.num_lines
+    return found
 
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
@@ -46,13 +62,16 @@ def test_every_format_gives_the_same_documents(
     monkeypatch.setattr(inputs, "BLOCK_BYTES", block_bytes)
     WRITERS[name](tmp_path / name)
     assert read(tmp_path / name) == TEXTS
+    ids = [block.documents("text", ["id", "none"]).columns for block in blocks_of(tmp_path / name)]
+    assert [number for columns in ids for number in columns["id"]] == [*range(len(TEXTS))]
+    assert {value for columns in ids for value in columns["none"]} == {None}
 
 
 def test_progress_reaches_the_end_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 40)
     for name, write in WRITERS.items():
         write(tmp_path / name)
-        positions = [block.position_bytes for block in read_blocks(tmp_path / name, "text", "file")]
+        positions = [block.end for block in blocks_of(tmp_path / name)]
         assert positions == sorted(positions)
         assert positions[-1] == (tmp_path / name).stat().st_size
 
@@ -75,10 +94,10 @@ def test_blank_lines_part_documents(block_bytes: int, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        (b'{"text": "torn', r"the line is not JSON .found .*, column \d+"),
-        (b"[1, 2]", "the line is no JSON object .found list"),
-        (b'{"id": 1, "body": "x"}', "the line has no key 'text' .found id, body"),
-        (b'{"text": null}', "'text' is not text .found b'null'"),
+        (b'{"text": "torn', r"the line is not JSON, .*, column \d+"),
+        (b"[1, 2]", "the line is no JSON object, list"),
+        (b'{"id": 1, "body": "x"}', "the line has no key 'text', id, body"),
+        (b'{"text": null}', "'text' is not text, None"),
     ],
 )
 def test_a_faulty_line_is_named_by_its_number(
@@ -86,32 +105,35 @@ def test_a_faulty_line_is_named_by_its_number(
 ) -> None:
     monkeypatch.setattr(inputs, "BLOCK_BYTES", block_bytes)
     (tmp_path / "a.jsonl").write_bytes(LINES + b"\n" + line + b"\n" + LINES)
-    with pytest.raises(DataError, match=rf"a\.jsonl:{len(TEXTS) + 2}: {fault}"):
-        read(tmp_path / "a.jsonl")
+    (found,) = faults(tmp_path / "a.jsonl")
+    assert re.fullmatch(rf".*a\.jsonl:{len(TEXTS) + 2}: {fault}", found)
+    assert read(tmp_path / "a.jsonl") == TEXTS + TEXTS
 
 
-def test_where_names_the_line_of_a_document(tmp_path: Path) -> None:
+def test_the_line_of_a_document_is_known(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n" + LINES)
-    (block,) = read_blocks(tmp_path / "a.jsonl", "text", "file")
-    assert block.where(2).endswith("a.jsonl:4")
+    (block,) = blocks_of(tmp_path / "a.jsonl")
+    assert block.where(10, block.line(TEXTS[2], 2, "text")).endswith("a.jsonl:14")
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\n")
+    (block,) = blocks_of(tmp_path / "a.txt", "blank-line")
+    assert block.line("two", 1, "text") == 2
 
 
 def test_a_parquet_row_without_text_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["x", "y", None])
-    with pytest.raises(DataError, match=r"a\.parquet, row 3: 'text' is not text"):
-        read(tmp_path / "a.parquet")
+    assert faults(tmp_path / "a.parquet") == [f"{tmp_path}/a.parquet, row 3: 'text' is not text, None"]
+    assert read(tmp_path / "a.parquet") == ["x", "y"]
 
 
 def test_a_parquet_file_without_the_column_says_which_it_has(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["x"])
     with pytest.raises(DataError, match=r"no column 'body' .found id, text.\. Name the column"):
-        list(read_blocks(tmp_path / "a.parquet", "body", "file"))
+        list(read_blocks(find_inputs([tmp_path / "a.parquet"])[0], "body", "file"))
 
 
 def test_text_that_is_not_utf8_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\ntwo \xff\n")
-    with pytest.raises(DataError, match=r"a\.txt:2: the text is not UTF-8 .found byte 0xff"):
-        read(tmp_path / "a.txt")
+    assert faults(tmp_path / "a.txt") == [f"{tmp_path}/a.txt:2: the text is not UTF-8, byte 0xff"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
@@ -124,7 +146,9 @@ def test_a_file_cut_short_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("documents", ["file", "blank-line"])
-def test_a_document_too_large_is_refused(documents: Documents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_too_large_is_refused(
+    documents: DocumentBorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 8)
     monkeypatch.setattr(inputs, "MAX_DOCUMENT_BYTES", 64)
     (tmp_path / "a.txt").write_bytes(b"a line of text\n" * 10)
@@ -137,7 +161,7 @@ def test_a_folder_stands_for_its_files_in_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_inputs([tmp_path / "b.jsonl", tmp_path])
-    assert [str(path.relative_to(tmp_path)) for path in found] == [
+    assert [str(Path(source.path).relative_to(tmp_path)) for source in found] == [
         "b.jsonl",
         "a.txt",
         "b.jsonl",
@@ -155,3 +179,42 @@ def test_inputs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=fault):
             find_inputs([tmp_path / path])
+
+
+@pytest.mark.parametrize("block_bytes", range(1, 40))
+def test_byte_ranges_cover_every_line_once(block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", block_bytes)
+    texts = ["", "a", "bc" * 20, "d", ""]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(["", *(json.dumps({"text": text}) for text in texts), "", ""]))
+    assert read(path) == texts
+    assert sum(block.documents("text").num_lines for block in blocks_of(path)) == len(texts) + 2
+
+
+def test_patterns_and_urls_stand_for_files(tmp_path: Path) -> None:
+    import fsspec
+
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
+        WRITERS[name](tmp_path / name)
+        with fsspec.open(f"memory://{tmp_path.name}/{name}", "wb") as file:
+            file.write((tmp_path / name).read_bytes())
+    assert read(f"{tmp_path}/*.jsonl*") == TEXTS * 2
+    assert read(f"memory://{tmp_path.name}/*.jsonl") == TEXTS
+    assert read(f"memory://{tmp_path.name}") == TEXTS * 3
+    with pytest.raises(DataError, match="no input files here"):
+        find_inputs([f"memory://{tmp_path.name}/*.txt"])
+    with pytest.raises(DataError, match=r"nosuch://x: the URL cannot be read"):
+        find_inputs(["nosuch://x"])
+
+
+def test_a_dataset_is_streamed(tmp_path: Path) -> None:
+    """`datasets` takes a folder of parquet files for a dataset, as it does a repository of the hub."""
+    write_parquet(tmp_path / "train.parquet", [*TEXTS])
+    write_parquet(tmp_path / "validation.parquet", ["v"])
+    assert read(f"hf-dataset:{tmp_path}") == TEXTS
+    assert read(f"hf-dataset:{tmp_path}::validation") == ["v"]
+    (block,) = blocks_of(f"hf-dataset:{tmp_path}")
+    assert block.documents("text", ["id"]).columns == {"id": [*range(len(TEXTS))]}
+    for name, fault in ((f"{tmp_path}::test", "the dataset cannot be read"), ("a:b:c:d", "names no dataset")):
+        with pytest.raises(DataError, match=fault):
+            read(f"hf-dataset:{name}")

@@ -51,6 +51,25 @@ def test_build_hands_every_option_on(tmp_path: Path, jsonl: Path, bpe_folder: Pa
     assert manifest.documents + verify(tmp_path / "out/held_out").documents == len(TEXTS)
 
 
+def test_slices_are_built_with_columns_and_conditions_and_joined(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--text-key", "body", "--keep-columns", "source, year", "--where", "text_bytes > 1", "--num-shards", "2"]
+    with jsonl.open("a") as file:
+        file.write("{torn\n")
+    for index in ("0", "1"):
+        assert build(jsonl, bpe_folder, out, *options, "--shard-index", index, "--max-bad-lines", "1") == 0
+    captured = capsys.readouterr()
+    assert f"left out: {jsonl}:8: the line is not JSON" in captured.err
+    assert "--where 'text_bytes > 1' removed 1 documents, 1 bytes" in captured.out
+    assert main(["shards", "join", str(out)]) == 0
+    assert main(["shards", "inspect", str(out)]) == 0
+    assert "columns: source, year, text_bytes" in capsys.readouterr().out
+    assert verify(out).documents == len(TEXTS) - 1
+    assert build(jsonl, bpe_folder, out, "--shard-index", "2") == 2
+
+
 def test_plain_text_can_be_cut_at_blank_lines(tmp_path: Path, bpe_folder: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n")
     assert build(tmp_path / "a.txt", bpe_folder, tmp_path / "lines", "--documents", "blank-line") == 0

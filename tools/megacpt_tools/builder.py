@@ -1,13 +1,18 @@
 """Text to shards: tokenized once, offline, by all cores, with the same bytes for any number of them.
 
-    files -> blocks of a MiB (parent) -> ids (workers, one block each) -> shards (parent, in the order of the input)
+    files -> blocks of two MiB (named by the parent) -> ids (workers, one block each) -> shards (parent, in input order)
 
-The parent only cuts files and writes shards; parsing and tokenizing are the workers'. A few blocks per worker are in
-flight, so memory grows with neither the input nor the output. Nothing a worker does depends on its number, and blocks
-are committed in order.
+A worker reads, parses, filters and tokenizes; the parent only puts blocks in order and appends them. A few blocks per
+worker are in flight, so memory grows with neither the input nor the output. Nothing a worker does depends on which of
+them it is.
 
-The manifest is written last, so a build that is killed leaves a folder that does not verify. A file `.unfinished` marks
-the folder as ours from the first byte to the manifest: the next build sweeps such leftovers away, and nothing else.
+The shards of all parts (train, held out) are cut at the same document. A cut is what an interrupted build goes on from:
+the folder's `.unfinished` then says how far the input was read and which shards are whole, and for which input and
+options. The same command continues there; another one sweeps the leftovers away, and nothing else. The price is the
+work since the last cut, a shard at most. The manifest is written last: a folder without one does not verify.
+
+Several builds can share one input (`index`, `num_slices`), each in a folder of its own; `join_slices` then makes one
+manifest for all.
 """
 
 from __future__ import annotations
@@ -17,31 +22,57 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
+from pyarrow import parquet
+from pydantic import BaseModel, ValidationError
 
-from megacpt.data.manifest import FILE_NAME, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord
-from megacpt.data.shard import ShardWriter, dtype_for
+from megacpt.data.manifest import (
+    FILE_NAME,
+    UNFINISHED,
+    ColumnsRecord,
+    EngineRecord,
+    FilterRecord,
+    Manifest,
+    ShardRecord,
+    SliceRecord,
+    SourceRecord,
+    SplitRecord,
+    TokenizerRecord,
+    read_manifest,
+)
+from megacpt.data.shard import AtomicFile, ShardWriter, dtype_for
+from megacpt.data.where import Where
 from megacpt.errors import DataError
-from megacpt_tools.inputs import Block, Documents, find_inputs, read_blocks
+from megacpt_tools import inputs
+from megacpt_tools.byte_pairs import fastest, reopened
+from megacpt_tools.inputs import HUB_DATASET, Block, DocumentBorder, Fault, Source, find_inputs, read_blocks
 from megacpt_tools.tokenizer import Tokenizer, open_tokenizer
 
 Part = Literal["train", "held_out"]
 TRAIN: Part = "train"
 HELD_OUT: Part = "held_out"
+TEXT_BYTES = "text_bytes"
+"""The column that every parquet file beside a shard has: UTF-8 bytes of the document's text."""
+SLICE_NAME = "slice_{:05}_of_{:05}"
 _SHARD_NAME = "shard_{:05}"
-_SHARD_FILES = ("shard_*.bin", "shard_*.idx", ".shard_*.partial")
-_UNFINISHED = ".unfinished"
+_SHARD_FILES = ("shard_*.bin", "shard_*.idx", "shard_*.parquet", ".*.partial")
 _BLOCKS_PER_WORKER = 3
+SMALL_BYTES = 1 << 23
+"""An input below this is tokenized by the tokenizer's own library: looking for a faster one takes longer."""
+_SAMPLED_SOURCES = 8
+_SAMPLE_BYTES = 1 << 20
 
 _tokenize: BlockTokenizer
 """What a worker process does with a block; set once by `_start_worker`."""
@@ -59,25 +90,68 @@ class BuildProgress:
 
 @dataclass(frozen=True)
 class TokenizedBlock:
-    """What a worker makes of a block: the ids of its documents end to end, and a column per document."""
+    """What a worker makes of a block: the ids of its documents end to end, and a column per document.
+
+    Attributes:
+        columns: the values that are kept, or None if none are.
+        removed: per filter, documents and bytes of text: int64 [filters, 2].
+    """
 
     ids: NDArray
     lengths: NDArray[np.int64]
     text_bytes: NDArray[np.int64]
     is_held_out: NDArray[np.bool_]
+    columns: pyarrow.Table | None
+    num_lines: int
+    num_documents: int
     num_empty: int
+    removed: NDArray[np.int64]
+    faults: tuple[Fault, ...]
 
-    def of(self, chosen: NDArray[np.bool_]) -> TokenizedBlock:
-        """The chosen documents alone."""
-        if chosen.all():
-            return self
-        return TokenizedBlock(
-            ids=self.ids[np.repeat(chosen, self.lengths)],
-            lengths=self.lengths[chosen],
-            text_bytes=self.text_bytes[chosen],
-            is_held_out=self.is_held_out[chosen],
-            num_empty=0,
-        )
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What decides the output besides input and tokenizer.
+
+    Attributes:
+        text_key: key of a JSON line, or column of a table, that holds the text.
+        documents: what ends a document in plain text.
+        append_eos: end every document with EOS.
+        add_bos: begin every document with BOS; None does what the tokenizer itself does.
+        bos_token, eos_token: spelling of the tokens to use instead of the tokenizer's own.
+        keep_columns: keys (columns) whose values are kept in a parquet file beside each shard.
+        where: conditions on the documents' columns, applied in turn (`megacpt.data.where`); `text_bytes` is one too.
+        held_out_fraction: share of documents to hold out. A hash of the text alone decides, so that equal documents
+            fall on the same side, in any order and in any later build.
+        held_out_max_documents: hold out no more than these, the first in the order of input; the others train.
+        max_tokens_per_shard: shards are cut before the document with which one would exceed it.
+        index, num_slices: build only this slice of the input, into a folder of its own below the output.
+    """
+
+    text_key: str = "text"
+    documents: DocumentBorder = "file"
+    append_eos: bool = True
+    add_bos: bool | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    keep_columns: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+    held_out_fraction: float = 0.0
+    held_out_max_documents: int | None = None
+    max_tokens_per_shard: int = 1_000_000_000
+    index: int = 0
+    num_slices: int = 1
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the documents are divided into."""
+        return (TRAIN, HELD_OUT) if self.held_out_fraction else (TRAIN,)
+
+    @property
+    def read_columns(self) -> tuple[str, ...]:
+        """Columns that are kept or compared."""
+        compared = [name for where in self.where for name in Where(where).names]
+        return tuple(name for name in dict.fromkeys([*self.keep_columns, *compared]) if name != TEXT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -86,269 +160,558 @@ class BlockTokenizer:
 
     Attributes:
         tokenizer: what makes the ids.
-        text_key: key or column of the text.
+        options: of the build.
         bos_id, eos_id: what goes before and after every document, None for nothing.
-        held_out_fraction: share of documents marked as held out, by a hash of their text.
     """
 
     tokenizer: Tokenizer
-    text_key: str
+    options: BuildOptions
     bos_id: int | None
     eos_id: int | None
-    held_out_fraction: float
 
     def __call__(self, block: Block) -> TokenizedBlock:
-        texts = block.texts(self.text_key)
-        kept = [text for text in texts if text and not text.isspace()]
+        options = self.options
+        read = block.documents(options.text_key, options.read_columns)
+        has_text = [bool(text) and not text.isspace() for text in read.texts]
+        encoded = [text.encode() for text in read.texts]
+        text_bytes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        has_columns = bool(options.keep_columns or options.where)
+        columns = _table(block, {**read.columns, TEXT_BYTES: text_bytes}) if has_columns else None
+        chosen = np.array(has_text, np.bool_)
+        removed = np.zeros((len(options.where), 2), np.int64)
+        for number, condition in enumerate(options.where):
+            falls = chosen & ~Where(condition).mask(columns)
+            removed[number] = falls.sum(), text_bytes[falls].sum()
+            chosen = chosen & ~falls
+
+        numbers = np.flatnonzero(chosen)
+        texts = [read.texts[number] for number in numbers]
+        faults = read.faults
         try:
-            ids, lengths = self.tokenizer.encode(kept)
+            ids, lengths = self.tokenizer.encode(texts)
         except ValueError:
-            raise self._fault(block, texts) from None
-        ids, lengths = _surround(ids, lengths, self.bos_id, self.eos_id)
-        encoded = [text.encode() for text in kept]
+            given_up = self._given_up(texts)
+            lines = (block.line(texts[at], int(numbers[at]), options.text_key) for at in given_up)
+            faults += tuple(
+                Fault(line, "the tokenizer gives up on this document", error)
+                for line, error in zip(lines, given_up.values(), strict=True)
+            )
+            numbers = np.delete(numbers, list(given_up))
+            ids, lengths = self.tokenizer.encode([read.texts[number] for number in numbers])
+        ids, lengths = _surround(ids, lengths, self.bos_id, self.eos_id, dtype_for(self.tokenizer.vocab_size))
+        kept = list(dict.fromkeys([*options.keep_columns, TEXT_BYTES]))
         return TokenizedBlock(
-            ids=ids.astype(dtype_for(self.tokenizer.vocab_size)),
+            ids=ids,
             lengths=lengths,
-            text_bytes=np.fromiter(map(len, encoded), np.int64, len(encoded)),
-            is_held_out=_is_held_out(encoded, self.held_out_fraction),
-            num_empty=len(texts) - len(kept),
+            text_bytes=text_bytes[numbers],
+            is_held_out=_is_held_out([encoded[number] for number in numbers], options.held_out_fraction),
+            columns=columns.select(kept).take(numbers) if columns is not None and options.keep_columns else None,
+            num_lines=read.num_lines,
+            num_documents=len(read.texts),
+            num_empty=len(has_text) - sum(has_text),
+            removed=removed,
+            faults=faults,
         )
 
-    def _fault(self, block: Block, texts: list[str]) -> DataError:
-        """The error for the first document that the tokenizer gives up on."""
+    def _given_up(self, texts: list[str]) -> dict[int, str]:
+        """Which documents the tokenizer gives up on, and what it says."""
+        errors = {}
         for at, text in enumerate(texts):
             try:
                 self.tokenizer.encode([text])
             except ValueError as error:
-                return DataError("the tokenizer gives up on this document", where=block.where(at), found=error)
-        raise AssertionError("every document can be encoded")
+                errors[at] = str(error)
+        return errors
 
 
 def build_shards(
-    inputs: Sequence[str | os.PathLike[str]],
+    paths: Sequence[str | os.PathLike[str]],
     tokenizer: str | os.PathLike[str],
     output: str | os.PathLike[str],
+    options: BuildOptions | None = None,
     *,
-    text_key: str = "text",
-    documents: Documents = "file",
-    append_eos: bool = True,
-    add_bos: bool | None = None,
-    bos_token: str | None = None,
-    eos_token: str | None = None,
-    held_out_fraction: float = 0.0,
-    held_out_max_documents: int | None = None,
-    max_tokens_per_shard: int = 1_000_000_000,
     num_workers: int = 1,
+    max_bad_lines: int = 0,
     overwrite: bool = False,
     on_progress: Callable[[BuildProgress], None] | None = None,
+    on_bad_line: Callable[[DataError], None] | None = None,
+    **changes: Any,
 ) -> dict[Part, Manifest]:
-    """Tokenize files into a folder of shards with a manifest.
+    """Tokenize text into a folder of shards with a manifest, or continue such a build that was interrupted.
 
     Args:
-        inputs: files or folders of files; see `megacpt_tools.inputs.KNOWN_SUFFIXES`.
+        paths: of the text; see `megacpt_tools.inputs`.
         tokenizer: see `megacpt_tools.tokenizer.open_tokenizer`.
         output: folder to make. With a held-out part it gets two, `train` and `held_out`.
-        text_key: key of a JSON line, or column of a parquet file, that holds the text.
-        documents: what a document is in plain text.
-        append_eos: end every document with EOS.
-        add_bos: begin every document with BOS; None does what the tokenizer itself does.
-        bos_token, eos_token: spelling of the tokens to use instead of the tokenizer's own.
-        held_out_fraction: share of documents to hold out. A hash of the text alone decides, so that equal documents
-            fall on the same side, in any order and in any later build.
-        held_out_max_documents: hold out no more than these, the first in the order of input; the others train.
-        max_tokens_per_shard: a shard is cut before the document that would exceed it.
+        options: what decides the output.
         num_workers: processes; the output does not depend on it. With one, the calling process does the work.
+        max_bad_lines: leave out so many lines that cannot be read before giving up.
         overwrite: replace a finished build.
         on_progress: called after each block.
+        on_bad_line: called with each line that is left out.
+        **changes: options by name.
 
     Returns:
         The manifests by part: {"train": ...} or {"train": ..., "held_out": ...}.
 
     Raises:
-        DataError: input, tokenizer or output that cannot be used; the output folder then holds nothing of this build.
+        DataError: input, tokenizer or output that cannot be used. Whole shards stay for the next try.
     """
-    files = find_inputs(inputs)
+    options = replace(options or BuildOptions(), **changes)
+    if options.num_slices > 1 and options.held_out_max_documents is not None:
+        raise DataError("a slice cannot know how many documents the others hold out", hint="Cap it without slices.")
+    sources = find_inputs(paths)
     opened = open_tokenizer(tokenizer)
-    record = _tokenizer_record(tokenizer, opened, append_eos, add_bos, bos_token, eos_token)
+    record = _tokenizer_record(tokenizer, opened, options)
+    engine, engine_record = opened, EngineRecord(name=opened.library, reason="the input is small")
+    if any(source.kind == HUB_DATASET for source in sources) or sum(s.size_bytes for s in sources) >= SMALL_BYTES:
+        engine, engine_record = fastest(opened, _sampled_texts(sources, options))
+    record = record.model_copy(update={"engine": engine_record})
     tokenize = BlockTokenizer(
-        tokenizer=opened,
-        text_key=text_key,
+        tokenizer=engine,
+        options=options,
         bos_id=record.bos_id if record.adds_bos else None,
         eos_id=record.eos_id if record.adds_eos else None,
-        held_out_fraction=held_out_fraction,
     )
-    output = Path(output)
-    _clear(output, overwrite)
-    names = (HELD_OUT, TRAIN) if held_out_fraction else (TRAIN,)
-    tally = _Tally([file.stat().st_size for file in files])
-    blocks = ((source, block) for source, file in enumerate(files) for block in read_blocks(file, text_key, documents))
+    build = _Build(Path(output), sources, record, options)
+    build.begin(overwrite)
+    blocks = islice(_blocks_of_slice(sources, options), build.state.num_blocks, None)
+    try:
+        with closing(_in_order(tokenize, tokenizer, engine_record, blocks, num_workers)) as in_order:
+            for source, block, tokenized in in_order:
+                for error in build.faults(source, block, tokenized, max_bad_lines):
+                    if on_bad_line is not None:
+                        on_bad_line(error)
+                build.add(source, tokenized)
+                if on_progress is not None:
+                    on_progress(build.progress(source, block))
+        return build.finish()
+    except BaseException:
+        build.interrupt()
+        raise
 
-    with ExitStack() as stack:
-        parts: dict[Part, _PartWriter] = {}
-        for part in names:
-            writer = _PartWriter(
-                output / part if held_out_fraction else output, opened.vocab_size, max_tokens_per_shard
-            )
-            parts[part] = stack.enter_context(writer)
-        in_order = stack.enter_context(closing(_in_order(tokenize, tokenizer, blocks, num_workers)))
-        for source, position_bytes, block in in_order:
-            is_held_out = block.is_held_out
-            if held_out_fraction and held_out_max_documents is not None:
-                already = parts[HELD_OUT].num_documents
-                is_held_out = is_held_out & (already + np.cumsum(is_held_out) <= held_out_max_documents)
-            parts[TRAIN].add(block.of(~is_held_out))
-            if is_held_out.any():
-                parts[HELD_OUT].add(block.of(is_held_out))
-            tally.add(source, position_bytes, block)
-            if on_progress is not None:
-                on_progress(tally.progress())
-        for part, writer in parts.items():
-            if not writer.num_documents:
-                raise _nothing_in(part, files, tally)
-        shards = {part: writer.finish() for part, writer in parts.items()}
 
-    manifests: dict[Part, Manifest] = {}
-    for part, records in shards.items():
-        manifests[part] = Manifest(
-            tokenizer=record,
-            dtype=dtype_for(opened.vocab_size).name,
-            documents=sum(shard.documents for shard in records),
-            tokens=sum(shard.tokens for shard in records),
-            bytes=sum(shard.bytes for shard in records),
-            shards=tuple(records),
-            sources=tally.sources(files),
-            split=SplitRecord(
-                part=part, held_out_fraction=held_out_fraction, held_out_max_documents=held_out_max_documents
-            )
-            if held_out_fraction
-            else None,
+class _SourceTally(BaseModel):
+    lines: int = 0
+    documents: int = 0
+    empty: int = 0
+    bad: int = 0
+
+
+class _State(BaseModel):
+    """What `.unfinished` says: for which input and options, and how far the build has come at its last cut."""
+
+    build: str
+    num_blocks: int = 0
+    """Blocks whose documents are all in whole shards."""
+    num_documents: int = 0
+    """Documents of the next block that are, too."""
+    num_held_out: int = 0
+    """Documents held out of those blocks."""
+    num_tokens: int = 0
+    tallies: dict[int, _SourceTally] = {}
+    removed: list[tuple[int, int]]
+    shards: dict[Part, list[ShardRecord]]
+
+
+@dataclass
+class _OpenShard:
+    """A shard that is being written, and what its documents have besides ids."""
+
+    writer: ShardWriter
+    text_bytes: int = 0
+    columns: list[pyarrow.Table] = field(default_factory=list)
+
+
+class _Build:
+    """The output of a build: shards of every part, cut together, and what is known of the input so far."""
+
+    def __init__(
+        self, output: Path, sources: Sequence[Source], tokenizer: TokenizerRecord, options: BuildOptions
+    ) -> None:
+        self._output = output
+        self._sources = sources
+        self._tokenizer = tokenizer
+        self._options = options
+        self._dtype = dtype_for(tokenizer.vocab_size)
+        self._open: dict[Part, _OpenShard] = {}
+        described = repr((inputs.BLOCK_BYTES, sources, tokenizer.model_dump_json(), options))
+        self.state = _State(
+            build=hashlib.sha256(described.encode()).hexdigest(),
+            removed=[(0, 0)] * len(options.where),
+            shards={part: [] for part in options.parts},
         )
-        manifests[part].write(parts[part].folder)
-        (parts[part].folder / _UNFINISHED).unlink()
+
+    def folder(self, part: Part) -> Path:
+        folder = self._output / part if self._options.held_out_fraction else self._output
+        if self._options.num_slices == 1:
+            return folder
+        return folder / SLICE_NAME.format(self._options.index, self._options.num_slices)
+
+    def begin(self, overwrite: bool) -> None:
+        """Take up what an equal build left, or make room for a new one."""
+        folders = [self.folder(part) for part in self._options.parts]
+        stored = _stored_state(folders[0])
+        if stored is not None and stored.build == self.state.build:
+            self.state = stored
+            whole = {
+                folder / f"{shard.file}{suffix}"
+                for part, folder in zip(self._options.parts, folders, strict=True)
+                for shard in stored.shards[part]
+                for suffix in (".bin", ".idx", ".parquet")
+            }
+            for file in (file for folder in folders for file in _shard_files(folder) if file not in whole):
+                file.unlink()
+            return
+        if self._options.num_slices == 1:
+            folders += [self._output, self._output / TRAIN, self._output / HELD_OUT]
+        _clear(folders, overwrite)
+        for part in self._options.parts:
+            self.folder(part).mkdir(parents=True, exist_ok=True)
+        self._store()
+
+    def add(self, source: int, block: TokenizedBlock) -> None:
+        """Append a block, without the documents that whole shards have already."""
+        is_held_out = block.is_held_out
+        if (most := self._options.held_out_max_documents) is not None:
+            is_held_out = is_held_out & (self.state.num_held_out + np.cumsum(is_held_out) <= most)
+        ends = np.concatenate(([0], np.cumsum(block.lengths)))
+        at = self.state.num_documents
+        while at < block.lengths.size:
+            stop = at + min(
+                self._room(part, np.where(is_held_out == (part == HELD_OUT), block.lengths, 0)[at:])
+                for part in self._options.parts
+            )
+            if stop == at and self._open:
+                self._cut(at)
+                continue
+            stop = max(stop, at + 1)
+            for part in self._options.parts:
+                chosen = at + np.flatnonzero(is_held_out[at:stop] == (part == HELD_OUT))
+                if chosen.size:
+                    self._append(part, block, chosen, ends)
+            at = stop
+        state = self.state
+        state.num_blocks += 1
+        state.num_documents = 0
+        state.num_held_out += int(is_held_out.sum())
+        state.num_tokens += block.ids.size
+        tally = state.tallies.setdefault(source, _SourceTally())
+        tally.lines += block.num_lines
+        tally.documents += block.num_documents
+        tally.empty += block.num_empty
+        tally.bad += len(block.faults)
+        state.removed = [
+            (documents + int(more), num_bytes + int(more_bytes))
+            for (documents, num_bytes), (more, more_bytes) in zip(state.removed, block.removed, strict=True)
+        ]
+
+    def faults(self, source: int, block: Block, tokenized: TokenizedBlock, max_bad_lines: int) -> Iterator[DataError]:
+        """The errors that name the lines of a block, before it is added, that cannot be used.
+
+        Raises:
+            DataError: there is one too many.
+        """
+        num_bad = sum(tally.bad for tally in self.state.tallies.values())
+        num_lines = self.state.tallies.get(source, _SourceTally()).lines
+        for number, fault in enumerate(tokenized.faults, start=num_bad):
+            where = block.where(num_lines, fault.line)
+            error = DataError(fault.message, where=where, found=fault.found, hint=fault.hint)
+            if number == max_bad_lines:
+                if max_bad_lines:
+                    error.message += f", the last of more than {max_bad_lines:,} such lines"
+                raise error
+            yield error
+
+    def progress(self, source: int, block: Block) -> BuildProgress:
+        sizes = [source.size_bytes for source in self._sources]
+        tallies = self.state.tallies.values()
+        return BuildProgress(
+            done_bytes=sum(sizes[:source]) + block.end,
+            total_bytes=sum(sizes),
+            documents=sum(tally.documents - tally.empty for tally in tallies),
+            tokens=self.state.num_tokens,
+        )
+
+    def finish(self) -> dict[Part, Manifest]:
+        """Complete the last shards and write the manifests."""
+        options, state = self._options, self.state
+        for part, shards in state.shards.items():
+            if options.num_slices == 1 and not shards and part not in self._open:
+                raise self._nothing_in(part)
+        self._cut(0)
+        manifests: dict[Part, Manifest] = {}
+        for part, shards in state.shards.items():
+            manifests[part] = Manifest(
+                tokenizer=self._tokenizer,
+                dtype=self._dtype.name,
+                documents=sum(shard.documents for shard in shards),
+                tokens=sum(shard.tokens for shard in shards),
+                bytes=sum(shard.bytes for shard in shards),
+                shards=tuple(shards),
+                sources=tuple(
+                    SourceRecord(
+                        path=source.path,
+                        bytes=source.size_bytes,
+                        documents=tally.documents,
+                        empty_documents=tally.empty,
+                        bad_documents=tally.bad,
+                    )
+                    for number, source in enumerate(self._sources)
+                    if options.num_slices == 1 or number in state.tallies
+                    for tally in [state.tallies.get(number, _SourceTally())]
+                ),
+                split=SplitRecord(
+                    part=part,
+                    held_out_fraction=options.held_out_fraction,
+                    held_out_max_documents=options.held_out_max_documents,
+                )
+                if options.held_out_fraction
+                else None,
+                filters=tuple(
+                    FilterRecord(where=where, removed_documents=documents, removed_bytes=num_bytes)
+                    for where, (documents, num_bytes) in zip(options.where, state.removed, strict=True)
+                ),
+                slice=SliceRecord(index=options.index, num_slices=options.num_slices)
+                if options.num_slices > 1
+                else None,
+            )
+        for part, manifest in manifests.items():
+            manifest.write(self.folder(part))
+        for part in manifests:
+            (self.folder(part) / UNFINISHED).unlink()
+        return manifests
+
+    def interrupt(self) -> None:
+        """Leave whole shards for the next build, and nothing if there are none."""
+        for shard in self._open.values():
+            shard.writer.discard()
+        self._open.clear()
+        if not any(self.state.shards.values()):
+            for folder in map(self.folder, self._options.parts):
+                _sweep(folder)
+                for parent in (folder.parent, self._output):
+                    with suppress(OSError):
+                        parent.rmdir()
+
+    def _room(self, part: Part, lengths: NDArray[np.int64]) -> int:
+        """How many of the documents of these lengths fit into the part's shard."""
+        written = self._open[part].writer.num_tokens if part in self._open else 0
+        left_tokens = self._options.max_tokens_per_shard - written
+        return int(np.searchsorted(np.cumsum(lengths), left_tokens, side="right"))
+
+    def _append(self, part: Part, block: TokenizedBlock, chosen: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        if part not in self._open:
+            name = _SHARD_NAME.format(len(self.state.shards[part]))
+            self._open[part] = _OpenShard(ShardWriter(self.folder(part) / name, self._dtype))
+        shard = self._open[part]
+        first, last = int(chosen[0]), int(chosen[-1]) + 1
+        ids = block.ids[ends[first] : ends[last]]
+        if chosen.size < last - first:
+            is_chosen = np.zeros(last - first, np.bool_)
+            is_chosen[chosen - first] = True
+            ids = ids[np.repeat(is_chosen, block.lengths[first:last])]
+        shard.writer.add_documents(ids, block.lengths[chosen])
+        shard.text_bytes += int(block.text_bytes[chosen].sum())
+        if block.columns is not None:
+            shard.columns.append(block.columns.take(chosen))
+
+    def _cut(self, num_documents: int) -> None:
+        """Complete all open shards, and note that the build can go on from here."""
+        for part, shard in self._open.items():
+            writer = shard.writer
+            columns = (self._write_columns(writer.prefix, shard.columns),) if shard.columns else ()
+            writer.close()
+            self.state.shards[part].append(
+                ShardRecord(
+                    file=writer.prefix.name,
+                    documents=writer.num_documents,
+                    tokens=writer.num_tokens,
+                    bytes=shard.text_bytes,
+                    bin_sha256=writer.bin_sha256,
+                    idx_sha256=writer.idx_sha256,
+                    columns=columns,
+                )
+            )
+        self._open.clear()
+        self.state.num_documents = num_documents
+        self._store()
+
+    def _write_columns(self, prefix: Path, tables: list[pyarrow.Table]) -> ColumnsRecord:
+        try:
+            table = pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks()
+        except pyarrow.ArrowException as error:
+            raise _mixed(", ".join(source.path for source in self._sources), error) from None
+        content = pyarrow.BufferOutputStream()
+        parquet.write_table(table, content, compression="zstd")
+        with AtomicFile(prefix.with_name(f"{prefix.name}.parquet")) as file:
+            file.write(memoryview(content.getvalue()))
+        return ColumnsRecord(file=file.path.name, names=tuple(table.column_names), sha256=file.sha256)
+
+    def _store(self) -> None:
+        for part in self._options.parts:
+            with AtomicFile(self.folder(part) / UNFINISHED) as file:
+                file.write(self.state.model_dump_json().encode())
+
+    def _nothing_in(self, part: Part) -> DataError:
+        tallies = self.state.tallies.values()
+        num_documents = sum(tally.documents - tally.empty for tally in tallies)
+        if not num_documents:
+            where = ", ".join(source.path for source in self._sources)
+            return DataError("the input holds no documents with text", where=where)
+        removed = sum(documents for documents, _ in self.state.removed)
+        if removed == num_documents:
+            found = f"{num_documents:,} documents, none left"
+            return DataError("the conditions remove every document", found=found, hint="Loosen --where.")
+        found = f"{num_documents - removed:,} documents"
+        return DataError(f"no document falls into the part {part!r}", found=found, hint="Change the share held out.")
+
+
+def join_slices(output: str | os.PathLike[str], overwrite: bool = False) -> dict[Path, Manifest]:
+    """Make one folder of the slices that builds with `num_slices` left below it; only a manifest is written.
+
+    Returns:
+        The manifests by folder: of the output itself, or of its parts.
+
+    Raises:
+        DataError: a slice is missing or unfinished, or they are of different builds.
+    """
+    output = Path(output)
+    pattern = f"slice_*/{FILE_NAME}"
+    folders = [folder for folder in (output, output / TRAIN, output / HELD_OUT) if any(folder.glob(pattern))]
+    if not folders:
+        hint = "Build them with --shard-index and --num-shards."
+        raise DataError("there are no finished slices here", where=str(output), hint=hint)
+    manifests = {folder: _joined(folder, overwrite) for folder in folders}
+    for folder, manifest in manifests.items():
+        manifest.write(folder)
     return manifests
 
 
-class _Tally:
-    """What was read of each source, and written of all."""
+def _joined(folder: Path, overwrite: bool) -> Manifest:
+    if (folder / FILE_NAME).exists() and not overwrite:
+        raise DataError("the slices are joined already", where=str(folder), hint="Join them again with --overwrite.")
+    found = {path.parent.name: read_manifest(path.parent) for path in sorted(folder.glob(f"slice_*/{FILE_NAME}"))}
+    first_name, first = next(iter(found.items()))
+    num_slices = first.slice.num_slices if first.slice else 0
+    names = [SLICE_NAME.format(index, num_slices) for index in range(num_slices)]
+    if missing := [name for name in names if name not in found]:
+        raise DataError("slices are missing", where=str(folder), found=", ".join(missing), hint="Build these first.")
+    for name in found:
+        if name not in names:
+            raise DataError("this slice is of another build", where=str(folder / name), expected=names[-1])
 
-    def __init__(self, sizes_bytes: list[int]) -> None:
-        self._sizes_bytes = sizes_bytes
-        self._done_bytes = [0] * len(sizes_bytes)
-        self._documents = [0] * len(sizes_bytes)
-        self._empty = [0] * len(sizes_bytes)
-        self._tokens = 0
+    def build_of(manifest: Manifest) -> tuple[Any, ...]:
+        tokenizer = manifest.tokenizer.model_copy(update={"engine": None})
+        return tokenizer, manifest.split, [entry.where for entry in manifest.filters]
 
-    def add(self, source: int, position_bytes: int, block: TokenizedBlock) -> None:
-        self._done_bytes[source] = position_bytes
-        self._documents[source] += block.lengths.size + block.num_empty
-        self._empty[source] += block.num_empty
-        self._tokens += block.ids.size
-
-    @property
-    def num_documents(self) -> int:
-        """Documents with text, of all sources."""
-        return sum(self._documents) - sum(self._empty)
-
-    def progress(self) -> BuildProgress:
-        return BuildProgress(sum(self._done_bytes), sum(self._sizes_bytes), self.num_documents, self._tokens)
-
-    def sources(self, files: Sequence[Path]) -> tuple[SourceRecord, ...]:
-        columns = zip(files, self._sizes_bytes, self._documents, self._empty, strict=True)
-        return tuple(
-            SourceRecord(path=str(file), bytes=size, documents=documents, empty_documents=empty)
-            for file, size, documents, empty in columns
+    for name in names:
+        if build_of(found[name]) != build_of(first):
+            hint = "Build all slices with the same options."
+            raise DataError(f"this slice was built otherwise than {first_name}", where=str(folder / name), hint=hint)
+    slices = [(name, found[name]) for name in names]
+    shards = tuple(
+        shard.model_copy(
+            update={
+                "file": f"{name}/{shard.file}",
+                "columns": tuple(
+                    columns.model_copy(update={"file": f"{name}/{columns.file}"}) for columns in shard.columns
+                ),
+            }
         )
+        for name, manifest in slices
+        for shard in manifest.shards
+    )
+    if not shards:
+        raise DataError("no slice holds documents", where=str(folder))
+    sources: dict[str, SourceRecord] = {}
+    for source in (source for _, manifest in slices for source in manifest.sources):
+        before = sources.get(source.path)
+        sources[source.path] = source if before is None else _sum(before, source)
+    return first.model_copy(
+        update={
+            "documents": sum(shard.documents for shard in shards),
+            "tokens": sum(shard.tokens for shard in shards),
+            "bytes": sum(shard.bytes for shard in shards),
+            "shards": shards,
+            "sources": tuple(sources.values()),
+            "filters": tuple(
+                FilterRecord(
+                    where=same[0].where,
+                    removed_documents=sum(entry.removed_documents for entry in same),
+                    removed_bytes=sum(entry.removed_bytes for entry in same),
+                )
+                for same in zip(*(manifest.filters for _, manifest in slices), strict=True)
+            ),
+            "slice": None,
+        }
+    )
 
 
-class _PartWriter:
-    """A folder of shards, each cut before the document that would exceed its size; on an exception nothing stays."""
+def _sum(one: SourceRecord, other: SourceRecord) -> SourceRecord:
+    counts = ("documents", "empty_documents", "bad_documents")
+    return one.model_copy(update={count: getattr(one, count) + getattr(other, count) for count in counts})
 
-    def __init__(self, folder: Path, vocab_size: int, max_tokens_per_shard: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _UNFINISHED).touch()
-        self.folder = folder
-        self._dtype = dtype_for(vocab_size)
-        self._max_tokens = max_tokens_per_shard
-        self._writer: ShardWriter | None = None
-        self._text_bytes = 0
-        self._finished: list[ShardRecord] = []
-        self.num_documents = 0
 
-    def add(self, block: TokenizedBlock) -> None:
-        ends = np.cumsum(block.lengths)
-        at = begin = 0
-        while at < block.lengths.size:
-            writer = self._writer = self._writer or self._next_writer()
-            stop = int(np.searchsorted(ends, begin + self._max_tokens - writer.num_tokens, side="right"))
-            if stop <= at and writer.num_documents:
-                self._finish_shard(writer)
-                continue
-            stop = max(stop, at + 1)
-            end = int(ends[stop - 1])
-            writer.add_documents(block.ids[begin:end], block.lengths[at:stop])
-            self._text_bytes += int(block.text_bytes[at:stop].sum())
-            at, begin = stop, end
-        self.num_documents += block.lengths.size
+def _blocks_of_slice(sources: Sequence[Source], options: BuildOptions) -> Iterator[tuple[int, Block]]:
+    """(source, block) in order: all of them, or those of a slice.
 
-    def finish(self) -> list[ShardRecord]:
-        """Complete the last shard; returns all of them."""
-        if self._writer is not None:
-            self._finish_shard(self._writer)
-        return self._finished
+    The input's bytes are cut into equal slices; a block belongs to where it begins. A source that is read from front to
+    back only is not divided.
+    """
+    sizes = [max(source.size_bytes, 1) for source in sources]
+    total_bytes = sum(sizes)
+    for number, source in enumerate(sources):
+        offset = sum(sizes[:number])
+        if not source.is_seekable and offset * options.num_slices // total_bytes != options.index:
+            continue
+        for block in read_blocks(source, options.text_key, options.documents, options.read_columns):
+            begin = offset + (block.begin if source.is_seekable else 0)
+            if begin * options.num_slices // total_bytes == options.index:
+                yield number, block
 
-    def _next_writer(self) -> ShardWriter:
-        return ShardWriter(self.folder / _SHARD_NAME.format(len(self._finished)), self._dtype)
 
-    def _finish_shard(self, writer: ShardWriter) -> None:
-        writer.close()
-        self._finished.append(
-            ShardRecord(
-                file=writer.prefix.name,
-                documents=writer.num_documents,
-                tokens=writer.num_tokens,
-                bytes=self._text_bytes,
-                bin_sha256=writer.bin_sha256,
-                idx_sha256=writer.idx_sha256,
-            )
-        )
-        self._writer, self._text_bytes = None, 0
-
-    def __enter__(self) -> _PartWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            if self._writer is not None:
-                self._writer.discard()
-            _sweep(self.folder)
+def _sampled_texts(sources: Sequence[Source], options: BuildOptions) -> Iterator[str]:
+    """About a MiB of documents, from the beginnings of some sources."""
+    sampled = sources[:: -(-len(sources) // _SAMPLED_SOURCES)]
+    for source in sampled:
+        left_bytes = _SAMPLE_BYTES // len(sampled)
+        for block in read_blocks(source, options.text_key, options.documents):
+            for text in block.documents(options.text_key).texts:
+                yield text[:left_bytes]
+                left_bytes -= len(text[:left_bytes])
+                if not left_bytes:
+                    break
+            if not left_bytes:
+                break
 
 
 def _in_order(
     tokenize: BlockTokenizer,
     tokenizer: str | os.PathLike[str],
+    engine: EngineRecord,
     blocks: Iterable[tuple[int, Block]],
     num_workers: int,
-) -> Generator[tuple[int, int, TokenizedBlock]]:
-    """(source, position in it, ids) of every block in the order given, a few blocks per worker at a time."""
+) -> Generator[tuple[int, Block, TokenizedBlock]]:
+    """(source, block, ids) of every block in the order given, a few blocks per worker at a time."""
     if num_workers == 1:
         for source, block in blocks:
-            yield source, block.position_bytes, tokenize(block)
+            yield source, block, tokenize(block)
         return
     pool = ProcessPoolExecutor(
         num_workers,
         multiprocessing.get_context("spawn"),
         _start_worker,
-        (tokenizer, tokenize.text_key, tokenize.bos_id, tokenize.eos_id, tokenize.held_out_fraction),
+        (tokenizer, engine, tokenize.options, tokenize.bos_id, tokenize.eos_id),
     )
-    pending: deque[tuple[int, int, Future[TokenizedBlock]]] = deque()
+    pending: deque[tuple[int, Block, Future[TokenizedBlock]]] = deque()
     try:
         for source, block in blocks:
-            pending.append((source, block.position_bytes, pool.submit(_work, block)))
+            pending.append((source, block, pool.submit(_work, block)))
             if len(pending) == _BLOCKS_PER_WORKER * num_workers:
-                source, position_bytes, future = pending.popleft()
-                yield source, position_bytes, future.result()
-        for source, position_bytes, future in pending:
-            yield source, position_bytes, future.result()
+                yield _result(pending)
+        while pending:
+            yield _result(pending)
     except BrokenProcessPool:
         hint = "The system may have run out of memory: use fewer workers, or cut very long documents."
         raise DataError("a worker process died", hint=hint) from None
@@ -356,12 +719,17 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(tokenizer: str | os.PathLike[str], *settings: Any) -> None:
+def _result(pending: deque[tuple[int, Block, Future[TokenizedBlock]]]) -> tuple[int, Block, TokenizedBlock]:
+    source, block, future = pending.popleft()
+    return source, block, future.result()
+
+
+def _start_worker(tokenizer: str | os.PathLike[str], engine: EngineRecord, *settings: Any) -> None:
     """Open the tokenizer in a fresh process, leave Ctrl-C to the parent, and end when the parent ends."""
     global _tokenize
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
-    _tokenize = BlockTokenizer(open_tokenizer(tokenizer), *settings)
+    _tokenize = BlockTokenizer(reopened(open_tokenizer(tokenizer), engine), *settings)
 
 
 def _end_with_parent() -> None:
@@ -376,20 +744,38 @@ def _work(block: Block) -> TokenizedBlock:
     return _tokenize(block)
 
 
+def _table(block: Block, columns: dict[str, Any]) -> pyarrow.Table:
+    try:
+        return pyarrow.table(columns)
+    except pyarrow.ArrowException as error:
+        raise _mixed(block.path, error) from None
+
+
+def _mixed(where: str, error: Exception) -> DataError:
+    hint = "A column holds values of one kind: numbers, text, or true and false. Keep fewer, or make them alike."
+    return DataError("a column mixes kinds of values", where=where, found=str(error).splitlines()[0], hint=hint)
+
+
 def _surround(
-    ids: NDArray, lengths: NDArray[np.int64], bos_id: int | None, eos_id: int | None
+    ids: NDArray, lengths: NDArray[np.int64], bos_id: int | None, eos_id: int | None, dtype: np.dtype
 ) -> tuple[NDArray, NDArray[np.int64]]:
     """Put BOS before and EOS after every document, where they are given."""
-    lengths = lengths + (bos_id is not None) + (eos_id is not None)
-    ends = np.cumsum(lengths)
-    surrounded = np.empty(int(lengths.sum()), ids.dtype)
-    is_text = np.ones(surrounded.size, np.bool_)
-    for places, special_id in ((ends - lengths, bos_id), (ends - 1, eos_id)):
-        if special_id is not None:
-            surrounded[places] = special_id
-            is_text[places] = False
-    surrounded[is_text] = ids
-    return surrounded, lengths
+    if bos_id is None and eos_id is None:
+        return ids.astype(dtype), lengths
+    surrounded_lengths = lengths + (bos_id is not None) + (eos_id is not None)
+    ends = np.cumsum(surrounded_lengths)
+    surrounded = np.empty(int(surrounded_lengths.sum()), dtype)
+    begin = 0
+    for first, length in zip(
+        (ends - surrounded_lengths + (bos_id is not None)).tolist(), lengths.tolist(), strict=True
+    ):
+        surrounded[first : first + length] = ids[begin : begin + length]
+        begin += length
+    if bos_id is not None:
+        surrounded[ends - surrounded_lengths] = bos_id
+    if eos_id is not None:
+        surrounded[ends - 1] = eos_id
+    return surrounded, surrounded_lengths
 
 
 def _is_held_out(texts: list[bytes], fraction: float) -> NDArray[np.bool_]:
@@ -400,20 +786,13 @@ def _is_held_out(texts: list[bytes], fraction: float) -> NDArray[np.bool_]:
     return np.frombuffer(hashes, "<u8") < fraction * 2.0**64
 
 
-def _tokenizer_record(
-    path: str | os.PathLike[str],
-    tokenizer: Tokenizer,
-    append_eos: bool,
-    add_bos: bool | None,
-    bos_token: str | None,
-    eos_token: str | None,
-) -> TokenizerRecord:
+def _tokenizer_record(path: str | os.PathLike[str], tokenizer: Tokenizer, options: BuildOptions) -> TokenizerRecord:
     """The tokenizer and the convention for BOS and EOS: by their spelling where given, else the tokenizer's own.
 
     Raises:
         DataError: a token that the tokenizer does not have, or does not name although it is to be used.
     """
-    adds_bos = tokenizer.adds_bos if add_bos is None else add_bos
+    adds_bos = tokenizer.adds_bos if options.add_bos is None else options.add_bos
 
     def special_id(name: str, spelling: str | None, own_id: int | None, is_used: bool) -> int | None:
         token_id = own_id if spelling is None else tokenizer.token_id(spelling)
@@ -429,29 +808,30 @@ def _tokenizer_record(
         name=str(path),
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
-        bos_id=special_id("bos", bos_token, tokenizer.bos_id, adds_bos),
-        eos_id=special_id("eos", eos_token, tokenizer.eos_id, append_eos),
+        bos_id=special_id("bos", options.bos_token, tokenizer.bos_id, adds_bos),
+        eos_id=special_id("eos", options.eos_token, tokenizer.eos_id, options.append_eos),
         adds_bos=adds_bos,
-        adds_eos=append_eos,
+        adds_eos=options.append_eos,
     )
 
 
-def _nothing_in(part: Part, files: Sequence[Path], tally: _Tally) -> DataError:
-    if not tally.num_documents:
-        return DataError("the input holds no documents with text", where=", ".join(map(str, files)))
-    found = f"{tally.num_documents:,} documents"
-    return DataError(f"no document falls into the part {part!r}", found=found, hint="Change the share held out.")
+def _stored_state(folder: Path) -> _State | None:
+    """What an interrupted build left there; None where there is none that can be read."""
+    with suppress(OSError, ValidationError):
+        return _State.model_validate_json((folder / UNFINISHED).read_bytes())
+    return None
 
 
-def _clear(output: Path, overwrite: bool) -> None:
+def _clear(folders: Sequence[Path], overwrite: bool) -> None:
     """Make room for a build: sweep away what a killed one left, and a finished one only when told to.
 
     Raises:
         DataError: there are shards of a finished build, or of someone else.
     """
-    folders = [folder for folder in (output, output / TRAIN, output / HELD_OUT) if folder.is_dir()]
+    folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     for folder in folders:
-        is_finished, is_ours = (folder / FILE_NAME).exists(), (folder / _UNFINISHED).exists()
+        is_ours = (folder / UNFINISHED).exists()
+        is_finished = (folder / FILE_NAME).exists() and not is_ours
         if is_finished and not overwrite:
             hint = "Choose another folder, or replace it with --overwrite."
             raise DataError("the output folder holds finished shards", where=str(folder), hint=hint)
@@ -459,13 +839,13 @@ def _clear(output: Path, overwrite: bool) -> None:
             hint = "Choose another folder, or remove them."
             raise DataError("the output folder holds shards that no build of ours left", where=str(folder), hint=hint)
     for folder in folders:
-        if (folder / FILE_NAME).exists() or (folder / _UNFINISHED).exists():
+        if (folder / FILE_NAME).exists() or (folder / UNFINISHED).exists():
             _sweep(folder)
 
 
 def _sweep(folder: Path) -> None:
     """Remove a build from its folder, the manifest first, and the folder if nothing else is in it."""
-    for file in (folder / FILE_NAME, *_shard_files(folder), folder / _UNFINISHED):
+    for file in (folder / FILE_NAME, *_shard_files(folder), folder / UNFINISHED):
         file.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

@@ -1,19 +1,29 @@
-"""Input files as blocks of about a MiB, in order, without ever holding a file.
+"""Input files as blocks of about two MiB, in order, without ever holding a file.
 
-The parent process cuts files into blocks; a worker turns a block into texts. Where a block is cut depends on the file
-alone, never on who works on it. A block knows its file and first line, so that an error can name them.
+    local paths, globs      corpus/*.jsonl.zst, folders, files
+    URLs of fsspec          s3://bucket/part-*.parquet, gs://, hf://datasets/NAME/...
+    datasets of the hub     hf-dataset:NAME[@REVISION][:CONFIG][:SPLIT], streamed by the `datasets` library
+
+Where a block is cut depends on the file alone, never on who works on it. Lines of an uncompressed file are cut by byte
+ranges, which the workers read for themselves: the parent names them and touches no byte. What can only be read from
+front to back (compressed files, parquet, datasets) is read by the parent and handed on.
+
+A block does not know how many lines come before it. It counts its own, and who puts blocks in order adds them up, so
+that an error can name the line.
 """
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import orjson
 
@@ -22,192 +32,350 @@ from megacpt.errors import DataError
 if TYPE_CHECKING:
     import pyarrow
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 21
 MAX_DOCUMENT_BYTES = 1 << 28
 """256 MiB. Tokenizers work on a whole document and need many times its size."""
 
-Documents = Literal["file", "blank-line"]
-"""What a document is in plain text: the whole file, or what stands between blank lines."""
+DocumentBorder = Literal["file", "blank-line"]
+"""What ends a document in plain text: the end of the file, or a blank line."""
 
+HUB_DATASET = "hf-dataset:"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _JSON_LINES = (".jsonl", ".ndjson")
 _PLAIN_TEXT = (".txt", ".md", ".rst")
 KNOWN_SUFFIXES = f"{', '.join(_JSON_LINES + _PLAIN_TEXT)} (each also .gz or .zst), .parquet"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
-_PARQUET_ROWS = 512
+_ROWS = 512
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Block(ABC):
-    """A piece of one input file.
+class Source:
+    """One input: a file, or a dataset of the hub.
 
     Attributes:
-        path: the file.
-        first: line (or row, or document) that it begins with, counted from 1.
-        position_bytes: how far into the file, as it lies on disk, reading has come; for progress.
+        path: local path, URL, or `hf-dataset:` and a name.
+        size_bytes: as it lies on disk; 0 for a dataset.
+        version: changes when the content does (time of change, or what the store has for it).
     """
 
     path: str
-    first: int
-    position_bytes: int
+    size_bytes: int
+    version: str
+
+    @property
+    def kind(self) -> str:
+        """The suffix that says what the file holds, or `hf-dataset:`."""
+        return HUB_DATASET if self.path.startswith(HUB_DATASET) else _kind(self.path) or ""
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether its blocks are byte ranges that can be read in any order."""
+        return self.kind in _JSON_LINES and PurePosixPath(self.path).suffix not in _COMPRESSIONS
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line that cannot be used: its number in its block, counted from 0, and what is wrong with it."""
+
+    line: int
+    message: str
+    found: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What a block holds.
+
+    Attributes:
+        texts: the documents in order.
+        columns: name -> a value for each of them, None where it has none.
+        num_lines: lines (or rows) of the block.
+        faults: lines that are left out.
+    """
+
+    texts: list[str]
+    columns: dict[str, list[Any]]
+    num_lines: int
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block(ABC):
+    """A piece of one source.
+
+    Attributes:
+        begin, end: where in the file, as it lies on disk, it begins and ends; for progress, and to divide a build.
+    """
+
+    path: str
+    begin: int
+    end: int
 
     @abstractmethod
-    def texts(self, text_key: str) -> list[str]:
-        """The documents, in order.
+    def documents(self, text_key: str, columns: Sequence[str] = ()) -> Documents:
+        """Read the block; a missing value of a column is None.
 
         Raises:
-            DataError: naming the line that cannot be read.
+            DataError: a fault of the file itself.
         """
 
     @abstractmethod
-    def where(self, document: int) -> str:
-        """File and line of the block's document number `document`, counted from 0."""
+    def line(self, text: str, number: int, text_key: str) -> int:
+        """The line in the block, counted from 0, of its document `number` with this text."""
+
+    def where(self, num_lines_before: int, line: int) -> str:
+        """File and line."""
+        return f"{self.path}:{num_lines_before + line + 1}"
 
 
 @dataclass(frozen=True)
 class JsonLines(Block):
-    """Whole lines, each a JSON object; blank ones are passed over."""
+    """Whole lines, each a JSON object; blank ones are passed over. Without `data`, those that begin in [begin, end)."""
 
-    data: bytes
+    data: bytes | None = None
 
-    def texts(self, text_key: str) -> list[str]:
+    def documents(self, text_key: str, columns: Sequence[str] = ()) -> Documents:
+        lines = self._lines()
         try:
-            texts = [orjson.loads(line)[text_key] for line in self.data.split(b"\n") if line and not line.isspace()]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            raise self._first_fault(text_key) from None
+            entries = [orjson.loads(line) for line in lines if line and not line.isspace()]
+            texts = [entry[text_key] for entry in entries]
+            kept = {name: [entry.get(name) for entry in entries] for name in columns}
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return self._one_by_one(lines, text_key, columns)
         if not set(map(type, texts)) <= {str}:
-            raise self._first_fault(text_key)
-        return texts
+            return self._one_by_one(lines, text_key, columns)
+        return Documents(texts, kept, len(lines) - 1)
 
-    def where(self, document: int) -> str:
-        lines = [at for at, line in enumerate(self.data.split(b"\n")) if line and not line.isspace()]
-        return f"{self.path}:{self.first + lines[document]}"
+    def line(self, text: str, number: int, text_key: str) -> int:
+        lines = [line for line, entry in enumerate(self._lines()) if _text_of(entry, text_key) is not None]
+        return lines[number]
 
-    def _first_fault(self, text_key: str) -> DataError:
-        """The error for the first line that is not an object with a text; at least one is not."""
-        for at, line in enumerate(self.data.split(b"\n")):
-            where = f"{self.path}:{self.first + at}"
+    def _lines(self) -> list[bytes]:
+        """The lines without their ends; the last is empty, or the file's last line that has no end."""
+        data = self._range() if self.data is None else self.data
+        if data and not data.endswith(b"\n"):
+            data += b"\n"
+        return (data.removeprefix(_BYTE_ORDER_MARK) if self.begin == 0 else data).split(b"\n")
+
+    def _range(self) -> bytes:
+        with open_binary(self.path) as file:
+            if self.begin:
+                # The rest of a line that began before: its end alone, if the byte before the range is one.
+                file.seek(self.begin - 1)
+                file.readline(self.end - self.begin + 1)
+            left_bytes = self.end - file.tell()
+            if left_bytes <= 0:
+                return b""
+            data = file.read(left_bytes)
+            if not data.endswith(b"\n"):
+                data += file.readline(MAX_DOCUMENT_BYTES)
+        _check_size(data, f"{self.path}, after byte {self.begin}")
+        return data
+
+    def _one_by_one(self, lines: list[bytes], text_key: str, columns: Sequence[str]) -> Documents:
+        texts: list[str] = []
+        kept: dict[str, list[Any]] = {name: [] for name in columns}
+        faults = []
+        for number, line in enumerate(lines):
             if not line or line.isspace():
                 continue
-            try:
-                entry = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                return DataError("the line is not JSON", where=where, found=f"{error.msg}, column {error.colno}")
-            if not isinstance(entry, dict):
-                return DataError("the line is no JSON object", where=where, found=type(entry).__name__)
-            if text_key not in entry:
-                hint = "Name the key of the text with --text-key."
-                found = ", ".join(entry) or "no keys"
-                return DataError(f"the line has no key {text_key!r}", where=where, found=found, hint=hint)
-            if not isinstance(entry[text_key], str):
-                return DataError(f"{text_key!r} is not text", where=where, found=orjson.dumps(entry[text_key])[:80])
-        raise AssertionError("every line can be read")
+            entry = _entry(line, text_key)
+            if isinstance(entry, Fault):
+                faults.append(Fault(number, entry.message, entry.found, entry.hint))
+                continue
+            texts.append(entry[text_key])
+            for name, values in kept.items():
+                values.append(entry.get(name))
+        return Documents(texts, kept, len(lines) - 1, tuple(faults))
 
 
 @dataclass(frozen=True)
 class PlainText(Block):
-    """UTF-8 text: one document, or documents between blank lines."""
+    """UTF-8 text: one document, or documents between blank lines. Without `data`, the whole file."""
 
-    data: bytes
-    documents: Documents
+    border: DocumentBorder
+    data: bytes | None = None
 
-    def texts(self, text_key: str) -> list[str]:
+    def documents(self, text_key: str, columns: Sequence[str] = ()) -> Documents:
+        if self.data is None:
+            with open_binary(self.path) as file:
+                data = _whole(file, self.path)
+        else:
+            data = self.data
+        num_lines = data.count(b"\n")
+        nothing: dict[str, list[Any]] = {name: [] for name in columns}
         try:
-            text = self.data.decode()
+            text = data.decode()
         except UnicodeDecodeError as error:
-            line = self.first + self.data.count(b"\n", 0, error.start)
-            found = f"byte 0x{self.data[error.start]:02x}"
-            raise DataError("the text is not UTF-8", where=f"{self.path}:{line}", found=found) from None
-        if self.documents == "file":
-            return [text]
-        documents = (document.strip("\n") for document in _BLANK_LINES.split("\n" + text.replace("\r\n", "\n")))
-        return [document for document in documents if document]
+            fault = Fault(data.count(b"\n", 0, error.start), "the text is not UTF-8", f"byte 0x{data[error.start]:02x}")
+            return Documents([], nothing, num_lines, (fault,))
+        texts = [text]
+        if self.border == "blank-line":
+            documents = (document.strip("\n") for document in _BLANK_LINES.split("\n" + text.replace("\r\n", "\n")))
+            texts = [document for document in documents if document]
+        return Documents(texts, {name: [None] * len(texts) for name in nothing}, num_lines)
 
-    def where(self, document: int) -> str:
-        return self.path if self.documents == "file" else f"{self.path}, document {document + 1} from line {self.first}"
+    def line(self, text: str, number: int, text_key: str) -> int:
+        if self.border == "file" or self.data is None:
+            return 0
+        data = self.data.decode().replace("\r\n", "\n")
+        return data.count("\n", 0, data.find(text))
 
 
 @dataclass(frozen=True)
-class ParquetRows(Block):
-    """Rows of the text column."""
+class Rows(Block):
+    """Rows of a table: the text and the columns that are kept."""
 
-    rows: pyarrow.RecordBatch
+    table: pyarrow.Table
 
-    def texts(self, text_key: str) -> list[str]:
-        texts = self.rows.column(0).to_pylist()
-        for at, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(f"{text_key!r} is not text", where=self.where(at), found=repr(text)[:80])
-        return texts
+    def documents(self, text_key: str, columns: Sequence[str] = ()) -> Documents:
+        texts = self.table.column(text_key).to_pylist()
+        names = self.table.column_names
+        kept = {name: self.table.column(name).to_pylist() if name in names else [None] * len(texts) for name in columns}
+        faults = tuple(
+            Fault(row, f"{text_key!r} is not text", repr(text)[:80])
+            for row, text in enumerate(texts)
+            if not isinstance(text, str)
+        )
+        if faults:
+            is_text = [isinstance(text, str) for text in texts]
+            kept = {
+                name: [value for value, good in zip(values, is_text, strict=True) if good]
+                for name, values in kept.items()
+            }
+        return Documents([text for text in texts if isinstance(text, str)], kept, len(texts), faults)
 
-    def where(self, document: int) -> str:
-        return f"{self.path}, row {self.first + document}"
+    def line(self, text: str, number: int, text_key: str) -> int:
+        texts = self.table.column(text_key).to_pylist()
+        return [row for row, entry in enumerate(texts) if isinstance(entry, str)][number]
+
+    def where(self, num_lines_before: int, line: int) -> str:
+        return f"{self.path}, row {num_lines_before + line + 1}"
 
 
-def find_inputs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The input files in order; a folder stands for all files of a known kind below it, sorted by path.
+def find_inputs(paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
+    """The sources in order; a folder stands for all files of a known kind below it, a pattern for what it matches.
 
     Raises:
         DataError: a path that does not exist, is of no known kind, or a folder without such files.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) is not None)
-            if not found:
-                raise DataError("the folder holds no input files", where=str(path), expected=KNOWN_SUFFIXES)
-            files += found
-        elif not path.is_file():
-            raise DataError("there is no such input file", where=str(path))
-        elif _kind(path) is None:
-            raise DataError("the kind of file is unknown", where=str(path), expected=KNOWN_SUFFIXES)
-        else:
-            files.append(path)
-    if not files:
+    sources = [source for path in paths for source in _sources(os.fspath(path))]
+    if not sources:
         raise DataError("no input files were given")
-    return files
+    return sources
 
 
-def read_blocks(path: Path, text_key: str, documents: Documents) -> Iterator[Block]:
-    """The file as blocks, in order; memory does not grow with the file.
+def read_blocks(source: Source, text_key: str, border: DocumentBorder, columns: Sequence[str] = ()) -> Iterator[Block]:
+    """The source as blocks, in order; memory does not grow with it.
 
     Raises:
-        DataError: a damaged file, a parquet file without the column, or a document of more than 256 MiB.
+        DataError: a damaged file, a table without the text's column, or a document of more than 256 MiB.
     """
-    kind = _kind(path)
-    if kind == ".parquet":
-        yield from _read_parquet(path, text_key)
-        return
-    with path.open("rb") as raw:
-        file = _decompressed(raw, path)
-        try:
-            if kind in _JSON_LINES:
-                for first, data in _cut(file, path, at_blank_lines=False):
-                    yield JsonLines(str(path), first, raw.tell(), data)
-            elif documents == "blank-line":
-                for first, data in _cut(file, path, at_blank_lines=True):
-                    yield PlainText(str(path), first, raw.tell(), data, documents)
-            else:
-                data = file.read(MAX_DOCUMENT_BYTES + 1)
-                _check_size(data, f"{path}")
-                yield PlainText(str(path), 1, raw.tell(), data.removeprefix(_BYTE_ORDER_MARK), documents)
-        except OSError as error:
-            raise DataError("the file cannot be read to its end", where=str(path), found=error) from None
+    path, kind = source.path, source.kind
+    if kind == HUB_DATASET:
+        yield from _read_dataset(source, text_key, columns)
+    elif kind == ".parquet":
+        yield from _read_parquet(source, text_key, columns)
+    elif source.is_seekable:
+        for begin in range(0, source.size_bytes, BLOCK_BYTES):
+            yield JsonLines(path, begin, min(begin + BLOCK_BYTES, source.size_bytes))
+    elif border == "file" and kind in _PLAIN_TEXT:
+        yield PlainText(path, 0, source.size_bytes, border)
+    else:
+        with open_binary(path, decompress=False) as raw:
+            begin = 0
+            try:
+                for data in _cut(_decompressed(raw, path), path, at_blank_lines=kind in _PLAIN_TEXT):
+                    end = raw.tell()
+                    yield (
+                        JsonLines(path, begin, end, data)
+                        if kind in _JSON_LINES
+                        else PlainText(path, begin, end, border, data)
+                    )
+                    begin = end
+            except OSError as error:
+                raise DataError("the file cannot be read to its end", where=path, found=error) from None
 
 
-def _kind(path: Path) -> str | None:
+@contextmanager
+def open_binary(path: str, *, decompress: bool = True) -> Iterator[BinaryIO]:
+    """A file or URL, open for reading; its content if it is compressed, or its bytes as they lie on disk.
+
+    Raises:
+        DataError: it cannot be read to its end.
+    """
+    try:
+        with _open_url(path) if _is_url(path) else open(path, "rb") as raw:
+            yield _decompressed(raw, path) if decompress else raw
+    except OSError as error:
+        raise DataError("the file cannot be read to its end", where=path, found=error) from None
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path
+
+
+def _open_url(url: str) -> BinaryIO:
+    import fsspec
+
+    return cast(BinaryIO, fsspec.open(url, "rb").open())
+
+
+def _sources(path: str) -> list[Source]:
+    if path.startswith(HUB_DATASET):
+        return [Source(path, 0, "")]
+    found = _sources_at_url(path) if _is_url(path) else _local_sources(path)
+    for source in found:
+        if _kind(source.path) is None:
+            raise DataError("the kind of file is unknown", where=source.path, expected=KNOWN_SUFFIXES)
+    return found
+
+
+def _local_sources(path: str) -> list[Source]:
+    if os.path.isdir(path):
+        below = (str(file) for file in Path(path).rglob("*") if file.is_file() and _kind(str(file)) is not None)
+        files = sorted(below, key=Path)
+        if not files:
+            raise DataError("the folder holds no input files", where=path, expected=KNOWN_SUFFIXES)
+    else:
+        files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    if not files:
+        raise DataError("there is no such input file", where=path)
+    states = map(os.stat, files)
+    return [Source(file, state.st_size, str(state.st_mtime_ns)) for file, state in zip(files, states, strict=True)]
+
+
+def _sources_at_url(url: str) -> list[Source]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        if system.isdir(path):
+            found = [file for file in sorted(system.find(path)) if _kind(file) is not None]
+        else:
+            found = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
+        if not found:
+            raise DataError("there are no input files here", where=url, expected=KNOWN_SUFFIXES)
+        return [Source(system.unstrip_protocol(file), system.size(file), system.ukey(file)) for file in found]
+    except (ImportError, ValueError, OSError) as error:
+        hint = "The package of a store has to be installed (s3fs, gcsfs), and its credentials set."
+        raise DataError("the URL cannot be read", where=url, found=error, hint=hint) from None
+
+
+def _kind(path: str) -> str | None:
     """The suffix that says what the file holds, or None where it says nothing known."""
-    suffixes = path.suffixes
+    suffixes = PurePosixPath(path).suffixes
     if suffixes and suffixes[-1] in _COMPRESSIONS:
         suffixes = suffixes[:-1]
         return suffixes[-1] if suffixes and suffixes[-1] in _JSON_LINES + _PLAIN_TEXT else None
     return suffixes[-1] if suffixes and suffixes[-1] in (*_JSON_LINES, *_PLAIN_TEXT, ".parquet") else None
 
 
-def _decompressed(raw: BinaryIO, path: Path) -> BinaryIO:
+def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
     """The file's content. Arrow's streams raise on a truncated file, where zstandard's reader ends in silence."""
-    compression = _COMPRESSIONS.get(path.suffix)
+    compression = _COMPRESSIONS.get(PurePosixPath(path).suffix)
     if compression is None:
         return raw
     import pyarrow
@@ -215,9 +383,15 @@ def _decompressed(raw: BinaryIO, path: Path) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), BLOCK_BYTES)
 
 
-def _cut(file: BinaryIO, path: Path, *, at_blank_lines: bool) -> Iterator[tuple[int, bytes]]:
-    """(number of the first line, about a block of whole lines) to the end; blocks end with a blank line on request."""
-    first = 1
+def _whole(file: BinaryIO, path: str) -> bytes:
+    data = file.read(MAX_DOCUMENT_BYTES + 1)
+    _check_size(data, path)
+    return data.removeprefix(_BYTE_ORDER_MARK)
+
+
+def _cut(file: BinaryIO, path: str, *, at_blank_lines: bool) -> Iterator[bytes]:
+    """About a block of whole lines at a time, to the end; blocks end with a blank line on request."""
+    num_bytes = 0
     while data := file.read(BLOCK_BYTES):
         if not data.endswith(b"\n"):
             data += file.readline(MAX_DOCUMENT_BYTES)
@@ -230,31 +404,77 @@ def _cut(file: BinaryIO, path: Path, *, at_blank_lines: bool) -> Iterator[tuple[
                 lines.append(line)
                 size_bytes += len(line)
             data = b"".join([*lines, line])
-        _check_size(data, f"{path}, after line {first}")
-        yield first, data.removeprefix(_BYTE_ORDER_MARK) if first == 1 else data
-        first += data.count(b"\n")
+        _check_size(data, f"{path}, after {num_bytes:,} bytes")
+        yield data if num_bytes else data.removeprefix(_BYTE_ORDER_MARK)
+        num_bytes += len(data)
 
 
-def _read_parquet(path: Path, text_key: str) -> Iterator[Block]:
+def _read_parquet(source: Source, text_key: str, columns: Sequence[str]) -> Iterator[Block]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-            if text_key not in file.schema_arrow.names:
-                raise DataError(
-                    f"the file has no column {text_key!r}",
-                    where=str(path),
-                    found=", ".join(file.schema_arrow.names),
-                    hint="Name the column of the text with --text-key.",
-                )
-            first, size_bytes = 1, path.stat().st_size
-            for rows in file.iter_batches(_PARQUET_ROWS, columns=[text_key]):
-                done = (first - 1 + rows.num_rows) / file.metadata.num_rows
-                yield ParquetRows(str(path), first, int(done * size_bytes), rows)
-                first += rows.num_rows
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError("the file cannot be read as parquet", where=str(path), found=error) from None
+        with (
+            open_binary(source.path) as opened,
+            parquet.ParquetFile(opened, memory_map=False, pre_buffer=False) as file,
+        ):
+            _check_column(text_key, file.schema_arrow.names, source.path)
+            names = [name for name in dict.fromkeys([text_key, *columns]) if name in file.schema_arrow.names]
+            num_rows, begin = 0, 0
+            for batch in file.iter_batches(_ROWS, columns=names):
+                num_rows += batch.num_rows
+                end = source.size_bytes * num_rows // file.metadata.num_rows
+                yield Rows(source.path, begin, end, pyarrow.Table.from_batches([batch]))
+                begin = end
+    except pyarrow.ArrowException as error:
+        raise DataError("the file cannot be read as parquet", where=source.path, found=error) from None
+
+
+def _read_dataset(source: Source, text_key: str, columns: Sequence[str]) -> Iterator[Block]:
+    """A dataset of the hub (or a folder that `datasets` understands), streamed; nothing of it is run as code."""
+    import datasets
+
+    name, config, split, *others = [*source.path.removeprefix(HUB_DATASET).split(":"), "", ""]
+    if any(others):
+        raise DataError("this names no dataset", where=source.path, expected=f"{HUB_DATASET}NAME[:CONFIG[:SPLIT]]")
+    name, _, revision = name.partition("@")
+    try:
+        dataset = datasets.load_dataset(
+            name, config or None, split=split or "train", revision=revision or None, streaming=True
+        )
+        for table in dataset.with_format("arrow").iter(_ROWS):
+            _check_column(text_key, table.column_names, source.path)
+            names = [name for name in dict.fromkeys([text_key, *columns]) if name in table.column_names]
+            yield Rows(source.path, 0, 0, table.select(names))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError("the dataset cannot be read", where=source.path, found=error) from None
+
+
+def _check_column(text_key: str, names: Sequence[str], path: str) -> None:
+    if text_key not in names:
+        hint = "Name the column of the text with --text-key."
+        raise DataError(f"the file has no column {text_key!r}", where=path, found=", ".join(names), hint=hint)
+
+
+def _entry(line: bytes, text_key: str) -> dict[str, Any] | Fault:
+    """The object of a line, or what is wrong with it."""
+    try:
+        entry = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return Fault(0, "the line is not JSON", f"{error.msg}, column {error.colno}")
+    if not isinstance(entry, dict):
+        return Fault(0, "the line is no JSON object", type(entry).__name__)
+    if text_key not in entry:
+        hint = "Name the key of the text with --text-key."
+        return Fault(0, f"the line has no key {text_key!r}", ", ".join(entry) or "no keys", hint)
+    if not isinstance(entry[text_key], str):
+        return Fault(0, f"{text_key!r} is not text", repr(entry[text_key])[:80])
+    return entry
+
+
+def _text_of(line: bytes, text_key: str) -> str | None:
+    entry = _entry(line, text_key) if line and not line.isspace() else None
+    return entry[text_key] if isinstance(entry, dict) else None
 
 
 def _check_size(data: bytes, where: str) -> None:

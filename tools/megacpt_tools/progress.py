@@ -18,8 +18,9 @@ LINE_EVERY_SECONDS = 10.0
 
 
 @contextmanager
-def build_progress(stream: TextIO = sys.stderr) -> Iterator[Callable[[BuildProgress], None]]:
-    """A function to hand to `build_shards`; what it prints goes to `stream`."""
+def build_progress(stream: TextIO | None = None) -> Iterator[Callable[[BuildProgress], None]]:
+    """A function to hand to `build_shards`; what it prints goes to `stream` (stderr)."""
+    stream = stream or sys.stderr
     start_seconds = time.monotonic()
 
     def counts(progress: BuildProgress) -> str:

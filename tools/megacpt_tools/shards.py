@@ -1,9 +1,10 @@
-"""`megacpt shards`: build shards from text, look into them, check every byte of them."""
+"""`megacpt shards`: build shards from text, join them, look into them, check every byte of them."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ _PREVIEW_TOKENS = 120
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare `build`, `inspect` and `verify`."""
+    """Declare the actions."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     build = actions.add_parser("build", help="tokenize text into a folder of shards", description=_BUILD)
@@ -31,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="files (.jsonl .ndjson .txt .md .rst, each also .gz or .zst, and .parquet) or folders of such files",
+        help="files (.jsonl .ndjson .txt .md .rst, each also .gz or .zst, and .parquet), folders of such files, "
+        "patterns ('corpus/**/*.jsonl.zst'), URLs (s3:// gs:// hf://), or hf-dataset:NAME[@REVISION][:CONFIG][:SPLIT]",
     )
     build.add_argument(
         "--tokenizer",
@@ -42,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--output", required=True, metavar="FOLDER", help="folder to make")
     build.add_argument("--overwrite", action="store_true", help="replace finished shards in the output folder")
     build.add_argument(
+        "--max-bad-lines", type=_count, default=0, metavar="N", help="leave out up to N lines that cannot be read (0)"
+    )
+    build.add_argument(
         "--workers", type=_at_least_one, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (all cores)"
     )
     text = build.add_argument_group("text")
@@ -51,6 +56,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("file", "blank-line"),
         default="file",
         help="in plain text a document is a whole file (the default), or what stands between blank lines",
+    )
+    columns = build.add_argument_group("columns")
+    columns.add_argument(
+        "--keep-columns",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="keep these keys (columns) of every document beside its shard, to filter and to order by later",
+    )
+    columns.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="keep only documents that satisfy it: 'year >= 2015 and score > 0.7'; may be repeated, and each counts "
+        "what it removes",
     )
     tokens = build.add_argument_group("tokens")
     tokens.add_argument(
@@ -83,6 +104,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="hold out the first N of them; the others train",
     )
 
+    slices = build.add_argument_group("several builds of one input", "Each makes a slice; `shards join` joins them.")
+    slices.add_argument("--shard-index", type=_count, default=0, metavar="I", help="which slice this is, from 0")
+    slices.add_argument("--num-shards", type=_at_least_one, default=1, metavar="N", help="how many there are (1)")
+
+    join = actions.add_parser("join", help="make one folder of the slices of an input", description=_JOIN)
+    join.set_defaults(action=_join)
+    join.add_argument("output", metavar="FOLDER", help="the --output of the slices")
+    join.add_argument("--overwrite", action="store_true", help="join again")
+
     inspect = actions.add_parser("inspect", help="print what shards hold", description=_INSPECT)
     inspect.set_defaults(action=_inspect)
     inspect.add_argument("path", help="folder with a manifest.json, or a Megatron shard (prefix, .bin or .idx)")
@@ -101,45 +131,68 @@ def run(arguments: argparse.Namespace) -> int:
 
 _BUILD = (
     "Tokenize text into Megatron's IndexedDataset shards and a manifest.json. The output does not depend on the number "
-    "of workers. Special tokens spelled out in the text are encoded as text."
+    "of workers. Special tokens spelled out in the text are encoded as text. A build that was interrupted goes on when "
+    "the same command is given again."
 )
+_JOIN = "Write the manifest that makes one folder of all slices; no shard is read or moved."
 _INSPECT = "Print the manifest as a table and the first documents as text."
 _VERIFY = "Check sizes, checksums, the order of the index and that every id lies in the vocabulary."
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from megacpt_tools.builder import build_shards
+    from megacpt_tools.builder import BuildOptions, build_shards
     from megacpt_tools.progress import build_progress
 
     if arguments.held_out_max_documents and not arguments.held_out:
         raise DataError("--held-out-max-documents limits --held-out", hint="Give both, for instance --held-out 1%.")
+    if arguments.shard_index >= arguments.num_shards:
+        raise DataError("there is no such slice", found=arguments.shard_index, expected=f"below {arguments.num_shards}")
+    options = BuildOptions(
+        text_key=arguments.text_key,
+        documents=arguments.documents,
+        append_eos=arguments.append_eos,
+        add_bos=arguments.add_bos,
+        bos_token=arguments.bos_token,
+        eos_token=arguments.eos_token,
+        keep_columns=arguments.keep_columns,
+        where=tuple(arguments.where),
+        held_out_fraction=arguments.held_out,
+        held_out_max_documents=arguments.held_out_max_documents,
+        max_tokens_per_shard=arguments.max_tokens_per_shard,
+        index=arguments.shard_index,
+        num_slices=arguments.num_shards,
+    )
     with build_progress() as on_progress:
         manifests = build_shards(
             arguments.input,
             arguments.tokenizer,
             arguments.output,
-            text_key=arguments.text_key,
-            documents=arguments.documents,
-            append_eos=arguments.append_eos,
-            add_bos=arguments.add_bos,
-            bos_token=arguments.bos_token,
-            eos_token=arguments.eos_token,
-            held_out_fraction=arguments.held_out,
-            held_out_max_documents=arguments.held_out_max_documents,
-            max_tokens_per_shard=arguments.max_tokens_per_shard,
+            options,
             num_workers=arguments.workers,
+            max_bad_lines=arguments.max_bad_lines,
             overwrite=arguments.overwrite,
             on_progress=on_progress,
+            on_bad_line=lambda error: print(f"left out: {error}", file=sys.stderr),
         )
     for part, manifest in manifests.items():
         folder = Path(arguments.output) / part if manifest.split else arguments.output
         print(f"{folder}: {_summary(manifest)}")
-    sources = next(iter(manifests.values())).sources
-    for source in sources:
+    manifest = next(iter(manifests.values()))
+    for source in manifest.sources:
         if source.documents == source.empty_documents:
             print(f"warning: {source.path} holds no documents")
-    if num_empty := sum(source.empty_documents for source in sources):
+    if num_empty := sum(source.empty_documents for source in manifest.sources):
         print(f"{num_empty:,} documents without text were left out")
+    for entry in manifest.filters:
+        print(f"--where {entry.where!r} removed {entry.removed_documents:,} documents, {entry.removed_bytes:,} bytes")
+    return 0
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    from megacpt_tools.builder import join_slices
+
+    for folder, manifest in join_slices(arguments.output, arguments.overwrite).items():
+        print(f"{folder}: {_summary(manifest)}")
     return 0
 
 
@@ -208,6 +261,9 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if engine := tokenizer.engine:
+        checked = f", equal ids in {engine.checked_documents:,} documents" if engine.checked_tokens else ""
+        console.print(f"run by: {engine.name}{checked}", soft_wrap=True, markup=False)
     console.print(
         f"every document: {f'BOS {tokenizer.bos_id}, ' if tokenizer.adds_bos else ''}text"
         f"{f', EOS {tokenizer.eos_id}' if tokenizer.adds_eos else ''}"
@@ -219,6 +275,10 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
         numbers = (shard.documents, shard.tokens, shard.bytes)
         shards.add_row(shard.file, *(f"{number:,}" for number in numbers), shard.bin_sha256[:12])
     console.print(shards)
+    for entry in manifest.filters:
+        console.print(f"where {entry.where}: {entry.removed_documents:,} documents removed", markup=False)
+    for columns in dict.fromkeys(columns.names for shard in manifest.shards for columns in shard.columns):
+        console.print(f"columns: {', '.join(columns)}", markup=False)
     sources = Table("source", *(_right(name) for name in ("documents", "without text", "file bytes")))
     for source in manifest.sources:
         numbers = (source.documents, source.empty_documents, source.bytes)
@@ -267,6 +327,15 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
+
+
+def _count(text: str) -> int:
+    """A count that may be 0."""
+    return 0 if text == "0" else _at_least_one(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _fraction(text: str) -> float:

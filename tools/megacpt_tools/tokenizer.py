@@ -1,6 +1,7 @@
 """Three kinds of tokenizer behind one face: many texts in, their ids end to end out.
 
-    Hugging Face   a folder with tokenizer.json, or the file         the `tokenizers` library, batched
+    Hugging Face   a folder with tokenizer.json, or the file         the `tokenizers` library, batched; or tiktoken,
+                                                                     where that is the same (`byte_pairs`)
     SentencePiece  a .model file                                     sentencepiece
     tiktoken       Llama 3's tokenizer.model (128,000 ranks)         tiktoken, about six times as fast as the first
 
@@ -46,12 +47,15 @@ _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
 
 
 Kind = Literal["huggingface", "sentencepiece", "tiktoken"]
+Library = Literal["tokenizers", "sentencepiece", "tiktoken"]
 
 
 class Tokenizer(Protocol):
     """What the build needs of a tokenizer."""
 
     kind: Kind
+    library: Library
+    """What makes the ids."""
     vocab_size: int
     """One more than the highest id."""
     bos_id: int | None
@@ -102,15 +106,18 @@ class HuggingFaceTokenizer:
     """A tokenizer.json, with its BOS and EOS from the configuration files beside it, if there are any."""
 
     kind: Kind = "huggingface"
+    library: Library = "tokenizers"
 
     def __init__(self, path: Path) -> None:
         # One process a core is the build's parallelism; threads inside the library would fight it for the cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        from tokenizers import Tokenizer as Library
+        from tokenizers import Tokenizer as Fast
 
         self._path = path
+        self.description = _json(path)
+        """What the file says."""
         try:
-            self._library = Library.from_file(str(path))
+            self._library = Fast.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise DataError("this is no tokenizer.json", where=str(path), found=error) from None
         self._library.no_padding()
@@ -158,6 +165,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model; it begins texts with BOS when it defines one, as Llama 2, Mistral and Gemma do."""
 
     kind: Kind = "sentencepiece"
+    library: Library = "sentencepiece"
 
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -200,6 +208,7 @@ class TiktokenTokenizer:
     """
 
     kind: Kind = "tiktoken"
+    library: Library = "tiktoken"
     adds_bos = True
 
     def __init__(self, path: Path) -> None:
