@@ -7,15 +7,13 @@ document, so that each document is read as if it stood alone; attention takes th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from megacpt.data.mixture import Int64s
-from megacpt.data.stream import Row
+from megacpt.data.stream import Rows
 
 IGNORE_INDEX = -100
 """The label of a token that predicts nothing."""
@@ -38,43 +36,40 @@ class MicroBatch:
     domains: torch.Tensor
     """[B, S] int64: number of the domain."""
 
+    def split(self, num_rows: int) -> list[MicroBatch]:
+        """Return the rows as micro-batches of `num_rows` each, without copying them."""
+        parts = zip(*(getattr(self, field.name).split(num_rows) for field in fields(self)), strict=True)
+        return [MicroBatch(*part) for part in parts]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
         """Return the micro-batch on another device."""
         return MicroBatch(*(getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)))
 
 
-def collate(
-    rows: Sequence[Row], domains: npt.ArrayLike, row_weights: npt.ArrayLike, document_mask: bool = True
-) -> MicroBatch:
-    """Return rows as a micro-batch.
+def collate(rows: Rows, domains: npt.ArrayLike, row_weights: npt.ArrayLike, document_mask: bool = True) -> MicroBatch:
+    """Return B rows as a micro-batch.
 
     Args:
-        rows: B rows of the same S.
+        rows: the rows.
         domains: [B] number of each row's domain.
         row_weights: [B] weight of each of the row's labels.
         document_mask: whether documents end predictions and restart positions; else a row is one text.
     """
-    labels = np.stack([_labels(row, document_mask) for row in rows])
-    weights = np.where(labels != IGNORE_INDEX, np.asarray(row_weights)[:, None], 0)
+    num_rows, width = rows.tokens.shape
+    labels = rows.tokens[:, 1:].copy()
+    positions = np.broadcast_to(np.arange(width), rows.tokens.shape)
+    if document_mask:
+        starts = rows.document_starts
+        positions = np.arange(rows.tokens.size) - np.repeat(starts, np.diff(starts, append=rows.tokens.size))
+        row, offset = np.divmod(starts, width)
+        labels[row[offset > 0], offset[offset > 0] - 1] = IGNORE_INDEX
+    for padded in np.flatnonzero(rows.num_tokens < width):
+        labels[padded, max(rows.num_tokens[padded] - 1, 0) :] = IGNORE_INDEX
+    weights = np.where(labels != IGNORE_INDEX, np.asarray(row_weights, dtype=np.float32)[:, None], np.float32(0))
     return MicroBatch(
-        input_ids=torch.from_numpy(np.stack([row.tokens[:-1] for row in rows])),
-        positions=torch.from_numpy(np.stack([_positions(row, document_mask) for row in rows])),
+        input_ids=torch.from_numpy(rows.tokens[:, :-1].copy()),
+        positions=torch.from_numpy(positions.reshape(num_rows, width)[:, :-1].copy()),
         labels=torch.from_numpy(labels),
-        weights=torch.from_numpy(weights.astype(np.float32)),
-        domains=torch.from_numpy(np.broadcast_to(np.asarray(domains, dtype=np.int64)[:, None], labels.shape).copy()),
+        weights=torch.from_numpy(weights),
+        domains=torch.from_numpy(np.repeat(np.asarray(domains, dtype=np.int64), width - 1).reshape(num_rows, -1)),
     )
-
-
-def _labels(row: Row, document_mask: bool) -> Int64s:
-    labels = row.tokens[1:].copy()
-    labels[max(row.num_tokens - 1, 0) :] = IGNORE_INDEX
-    if document_mask:
-        labels[row.document_starts[1:] - 1] = IGNORE_INDEX
-    return labels
-
-
-def _positions(row: Row, document_mask: bool) -> Int64s:
-    positions = np.arange(len(row.tokens))
-    if document_mask:
-        positions -= np.repeat(row.document_starts, np.diff(row.document_starts, append=len(row.tokens)))
-    return positions[:-1]

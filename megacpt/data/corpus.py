@@ -61,10 +61,51 @@ class Corpus:
             tokens[first + begin - start : first + end - start] = shard.read(begin, end - begin)
         return tokens
 
+    def read_into(self, out: NDArray[np.int64], places: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+        """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count]."""
+        shards, inside = self._shards_of(starts, out.shape[1])
+        for i in np.flatnonzero(shards < 0):
+            out[places[i]] = self.read(int(starts[i]), out.shape[1])
+        for at in np.unique(shards[shards >= 0]):
+            asked = shards == at
+            self.shards[at].read_into(out, places[asked].tolist(), inside[asked].tolist())
+
+    def will_need(self, starts: NDArray[np.int64], count: int) -> None:
+        """Let the system fetch `count` tokens from each start on, without waiting for them."""
+        shards, inside = self._shards_of(starts, count)
+        for at in np.unique(shards[shards >= 0]):
+            self.shards[at].will_need(inside[shards == at].tolist(), count)
+
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Absolute token offsets d of document starts with start <= d < stop, ascending, each once; int64."""
         pieces = [first + shard.document_starts(begin, end) for shard, begin, end, first in self._pieces(start, stop)]
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def document_starts_many(
+        self, starts: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The `document_starts` of many ranges of one length, end to end, and how many each range has: [M], [N]."""
+        length = int((stops - starts).max(initial=0))
+        shards, inside = self._shards_of(starts, length)
+        found: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * starts.size
+        for i in np.flatnonzero(shards < 0):
+            found[i] = self.document_starts(int(starts[i]), int(stops[i]))
+        for at in np.unique(shards[shards >= 0]):
+            asked = np.flatnonzero(shards == at)
+            offsets, counts = self.shards[at].document_starts_many(inside[asked], stops[asked] - self._offsets[at])
+            if asked.size == starts.size:
+                return offsets + self._offsets[at], counts
+            for i, part in zip(asked, np.split(offsets + self._offsets[at], np.cumsum(counts)[:-1]), strict=True):
+                found[i] = part
+        return np.concatenate([*found, np.empty(0, np.int64)]), np.array([len(part) for part in found], np.int64)
+
+    def _shards_of(self, starts: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard that each [start, start + count) lies in, -1 where it crosses a border, and where in it."""
+        offsets = np.array(self._offsets)
+        shards = np.searchsorted(offsets, starts, side="right") - 1
+        shards = np.minimum(shards, len(self.shards) - 1)
+        crosses = (starts < 0) | (starts + count > offsets[shards + 1])
+        return np.where(crosses, -1, shards), starts - offsets[shards]
 
     def _pieces(self, start: int, stop: int) -> list[tuple[Shard, int, int, int]]:
         """(shard, first and last + 1 token inside it, the shard's absolute offset) of the shards in [start, stop)."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from megacpt.data.batch import MicroBatch, collate
 from megacpt.data.mixture import Int64s
-from megacpt.data.stream import TokenSource, read_row
+from megacpt.data.stream import TokenSource, read_rows
 from megacpt.errors import DataError
 
 
@@ -102,5 +102,6 @@ class _HeldOutBatches(Sequence[MicroBatch]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         held_out = self.held_out
-        rows = [read_row(held_out.source, int(row), held_out.sequence_length) for row in self.rows[index]]
-        return collate(rows, [held_out.domain] * len(rows), np.ones(len(rows)), held_out.document_mask)
+        rows = read_rows(held_out.source, self.rows[index], held_out.sequence_length)
+        num_rows = len(rows.tokens)
+        return collate(rows, [held_out.domain] * num_rows, np.ones(num_rows), held_out.document_mask)

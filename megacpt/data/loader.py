@@ -10,7 +10,9 @@ the weight of the whole global batch, which every rank works out for itself from
 boundaries, no tokens, no communication): dividing by the weight of a micro-batch instead would cancel the domains'
 weights wherever a micro-batch holds one domain.
 
-The thread that prefetches changes when a step is made, never what it is: `step(k)` is a function of k and the history.
+While a step is made, the system is asked to fetch the next one's rows from disk: they are known, so cold storage is
+waited for once a step, not once a row. The thread that prefetches changes when a step is made, never what it is:
+`step(k)` is a function of k and the history.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ class Loader:
         for name, weight in zip(stream.names, self._loss_weights, strict=True):
             if not (np.isfinite(weight) and weight >= 0):
                 raise DataError("a loss weight must be a finite number >= 0", where=f"domain {name}", found=weight)
-        self._plan = lru_cache(maxsize=prefetch_steps + 2)(self._make_plan)
+        self._plan = lru_cache(maxsize=prefetch_steps + 3)(self._make_plan)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacpt-loader")
         self._pending: dict[int, Future[list[MicroBatch]]] = {}
         self._check_layout(start_step)
@@ -189,13 +191,11 @@ class Loader:
 
     def _make(self, step: int) -> list[MicroBatch]:
         location, global_weight = self._plan(step)
-        row_weights = self._loss_weights[location.domain] / (global_weight or 1.0)
-        return [
-            collate(
-                self.stream.rows(Location(*(part[micro_batch] for part in location))),
-                location.domain[micro_batch],
-                row_weights[micro_batch],
-                self.document_mask,
-            )
-            for micro_batch in self._offsets(step)
-        ]
+        mine = self._offsets(step).ravel()
+        rows = self.stream.rows(Location(*(part[mine] for part in location)))
+        row_weights = self._loss_weights[location.domain[mine]] / (global_weight or 1.0)
+        batch = collate(rows, location.domain[mine], row_weights, self.document_mask)
+        if self.prefetch_steps:
+            ahead = self._plan(step + 1).location
+            self.stream.will_need(Location(*(part[self._offsets(step + 1).ravel()] for part in ahead)))
+        return batch.split(self.micro_rows)

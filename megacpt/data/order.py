@@ -12,6 +12,7 @@ that are derived from names (`stable_hash`) use BLAKE2b, never Python's `hash`, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from operator import index
 from typing import SupportsIndex
 
@@ -65,11 +66,11 @@ class KeyedPermutation:
             raise ValueError(f"a permutation needs 1 <= n <= 2**62, not {n}")
         self.n = n
         num_bits = (n - 1).bit_length()
-        self._low_bits = np.uint64((num_bits + 1) // 2)
-        self._low_mask = np.uint64((1 << (num_bits + 1) // 2) - 1)
-        self._high_mask = np.uint64((1 << num_bits // 2) - 1)
+        self.low_bits = (num_bits + 1) // 2
+        self.low_mask = (1 << (num_bits + 1) // 2) - 1
+        self.high_mask = (1 << num_bits // 2) - 1
         num_rounds = 8 if n > 64 else 16  # with fewer, the orders of a handful of numbers would not be equally likely
-        self._round_keys = [np.uint64(stable_hash("round", i, *key)) for i in range(num_rounds)]
+        self.round_keys = [stable_hash("round", i, *key) for i in range(num_rounds)]
 
     def __call__(self, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the places of numbers: int64 of the same shape.
@@ -80,16 +81,45 @@ class KeyedPermutation:
         asked = np.asarray(numbers, dtype=np.int64)
         if asked.size and not (asked.min() >= 0 and asked.max() < self.n):
             raise ValueError(f"numbers from {asked.min()} to {asked.max()} do not lie in [0, {self.n})")
-        places = self._pass(asked.ravel().astype(np.uint64))
-        outside = np.flatnonzero(places >= self.n)
-        while outside.size:
-            places[outside] = self._pass(places[outside])
-            outside = outside[places[outside] >= self.n]
-        return places.astype(np.int64).reshape(asked.shape)
+        return permute(asked.ravel(), [self], np.zeros(asked.size, dtype=np.int64)).reshape(asked.shape)
 
-    def _pass(self, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        high, low = numbers >> self._low_bits, numbers & self._low_mask
-        for even, odd in zip(self._round_keys[::2], self._round_keys[1::2], strict=True):
-            low ^= mix64(high, even) & self._low_mask
-            high ^= mix64(low, odd) & self._high_mask
-        return (high << self._low_bits) | low
+
+def permute(
+    numbers: npt.NDArray[np.int64], permutations: Sequence[KeyedPermutation], which: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the place of each number under `permutations[which]`: [N]. All at once, for an array operation costs more
+    than what it does to the few numbers that one permutation is asked at a time.
+    """
+    places = np.empty(numbers.shape, dtype=np.uint64)
+    num_rounds = np.array([len(permutation.round_keys) for permutation in permutations])
+    for rounds in np.unique(num_rounds).tolist():
+        some = [permutation for permutation in permutations if len(permutation.round_keys) == rounds]
+        feistel = _Feistel(some)
+        left = np.flatnonzero(num_rounds[which] == rounds)
+        among = (np.cumsum(num_rounds == rounds) - 1)[which[left]]
+        places[left] = numbers[left]
+        while left.size:
+            places[left] = feistel(places[left], among)
+            outside = places[left] >= feistel.sizes[among]
+            left, among = left[outside], among[outside]
+    return places.astype(np.int64)
+
+
+class _Feistel:
+    """One pass of several permutations with equally many rounds."""
+
+    def __init__(self, permutations: Sequence[KeyedPermutation]) -> None:
+        def column(name: str) -> npt.NDArray[np.uint64]:
+            return np.array([getattr(permutation, name) for permutation in permutations], dtype=np.uint64)
+
+        self.sizes, self.low_bits = column("n"), column("low_bits")
+        self.low_mask, self.high_mask, self.round_keys = column("low_mask"), column("high_mask"), column("round_keys").T
+
+    def __call__(self, numbers: npt.NDArray[np.uint64], which: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        low_bits, low_mask, high_mask = self.low_bits[which], self.low_mask[which], self.high_mask[which]
+        round_keys = self.round_keys[:, which]
+        high, low = numbers >> low_bits, numbers & low_mask
+        for even, odd in zip(round_keys[::2], round_keys[1::2], strict=True):
+            low ^= mix64(high, even) & low_mask
+            high ^= mix64(low, odd) & high_mask
+        return (high << low_bits) | low

@@ -15,9 +15,13 @@ A shard is two files with one prefix. `PREFIX.bin` holds nothing but token ids, 
 Megatron-LM, NeMo and GPT-NeoX write and read the same bytes, so their corpora work here as they are and ours there.
 They may store a document as several sequences (sentences); the document indices decide what a document is.
 
-Opening checks the two files against each other in constant time; reading maps both, so memory does not grow with
-the corpus. The price is a page fault per cold read. Megatron's header of 34 bytes leaves the pointers unaligned, and
-`np.searchsorted` copies an unaligned array whole, hence the binary search by `bisect`.
+Opening checks the two files against each other in constant time. Tokens are read by `pread`, not through a map: page
+faults fetch a cold row in several waits, one after the other, where one read and a hint given ahead (`will_need`) wait
+once or not at all. The index is mapped, so memory does not grow with the corpus. A process keeps at most
+`MAX_OPEN_SHARDS` shards open and opens others again when they are read.
+
+Megatron's header of 34 bytes leaves the pointers unaligned, and `np.searchsorted` copies an unaligned array whole;
+hence the search of our own, for many places side by side.
 """
 
 from __future__ import annotations
@@ -25,11 +29,13 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import weakref
 from array import array
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +51,13 @@ DTYPES: dict[int, np.dtype] = {
 _HEADER = struct.Struct("<9sQBQQ")
 _SCAN_ENTRIES = 1 << 20
 """Entries looked at together when a whole shard is verified: 8 MiB at most."""
+
+MAX_OPEN_SHARDS = 128
+"""Shards that a process keeps open: two file descriptors and a map each. Some file systems allow hundreds of maps."""
+
+_NUM_GUESSES, _MARGIN, _MAX_WINDOW = 4, 24, 1024
+"""Where a document is looked for: guesses by the mean length, then the documents within a margin of the last guess. Who
+is not there is found by bisection."""
 
 _DIGEST_SAMPLES, _DIGEST_BYTES = 5, 1 << 14
 """How much of each file a digest reads: so many samples at equal distances, of so many bytes."""
@@ -74,18 +87,14 @@ class Shard:
                 raise DataError("the shard has no such file", where=str(path), hint=f"Is {prefix} the right prefix?")
         index = _map(self.idx_path)
         self.dtype, num_sequences, num_entries = self._header(index)
-        lengths_end = _HEADER.size + 4 * num_sequences
-        pointers_end = lengths_end + 8 * num_sequences
-        documents_end = pointers_end + 8 * num_entries
-        if index.size < documents_end:
-            raise self._broken("the index is cut short", f"{index.size:,} bytes", f"{documents_end:,}")
-        self._lengths = index[_HEADER.size : lengths_end].view("<i4")
-        self._pointers = index[lengths_end:pointers_end].view("<i8")
-        self._document_indices = index[pointers_end:documents_end].view("<i8")
-        if num_entries == 0 or self._document_indices[0] != 0 or self._document_indices[-1] != num_sequences:
+        parts = _IndexParts.of(num_sequences, num_entries)
+        if index.size < parts.size:
+            raise self._broken("the index is cut short", f"{index.size:,} bytes", f"{parts.size:,}")
+        lengths, pointers, document_indices = parts.views(index)
+        if num_entries == 0 or document_indices[0] != 0 or document_indices[-1] != num_sequences:
             raise self._broken("the documents do not cover the sequences", None, f"entries from 0 to {num_sequences}")
 
-        num_bytes = int(self._pointers[-1]) + int(self._lengths[-1]) * self.dtype.itemsize if num_sequences else 0
+        num_bytes = int(pointers[-1]) + int(lengths[-1]) * self.dtype.itemsize if num_sequences else 0
         bin_bytes = self.bin_path.stat().st_size
         if bin_bytes != num_bytes:
             fault = "is cut short" if bin_bytes < num_bytes else "is longer than its index says"
@@ -96,36 +105,71 @@ class Shard:
                 expected=f"{num_bytes:,}",
                 hint="Copy the .bin and .idx again, or build the shard anew.",
             )
-        self._tokens: NDArray = _map(self.bin_path).view(self.dtype)
+        self._index_parts = parts
         self.num_tokens = num_bytes // self.dtype.itemsize
         self.num_documents = num_entries - 1
 
     def read(self, start: int, count: int) -> NDArray:
-        """Tokens [start, start + count) in the shard's dtype, as a read-only view of the mapped file."""
-        _check_range(start, start + count, self.num_tokens)
-        return self._tokens[start : start + count]
+        """Tokens [start, start + count) in the shard's dtype, as an array of its own."""
+        tokens = np.empty(count, self.dtype)
+        self._read(_open(self).bin, start, tokens)
+        return tokens
+
+    def read_into(self, out: NDArray[np.int64], places: Iterable[int], starts: Iterable[int]) -> None:
+        """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count]."""
+        tokens, bin_file = np.empty(out.shape[1], self.dtype), _open(self).bin
+        for place, start in zip(places, starts, strict=True):
+            self._read(bin_file, start, tokens)
+            out[place] = tokens
+
+    def will_need(self, starts: Iterable[int], count: int) -> None:
+        """Let the system fetch `count` tokens from each start on, without waiting for them."""
+        bin_file, size = _open(self).bin, self.dtype.itemsize
+        for start in starts:
+            os.posix_fadvise(bin_file, start * size, count * size, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, bin_file: int, start: int, tokens: NDArray) -> None:
+        _check_range(start, start + tokens.size, self.num_tokens)
+        buffer, offset = memoryview(tokens.view(np.uint8).data), start * self.dtype.itemsize
+        while buffer:
+            num_bytes = os.preadv(bin_file, [buffer], offset)
+            if not num_bytes:
+                raise DataError("the shard became shorter while it was read", where=str(self.bin_path))
+            buffer, offset = buffer[num_bytes:], offset + num_bytes
 
     def document_offsets(self, first: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Where documents [first, stop) begin, in tokens, and where the last of them ends: int64 [stop - first + 1]."""
         stop = self.num_documents if stop is None else stop
         _check_range(first, stop, self.num_documents)
-        sequences = self._document_indices[first : stop + 1]
-        num_sequences = self._pointers.size
-        inside = sequences < num_sequences
-        offsets = np.full(sequences.size, self.num_tokens, np.int64)
-        offsets[inside] = self._pointers[sequences[inside]] // self.dtype.itemsize
-        return offsets
+        return self._document_offsets(_open(self), np.arange(first, stop + 1))
 
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Token offsets d of document starts with start <= d < stop, ascending, each once; int64.
 
         A document without tokens starts nothing.
         """
-        _check_range(start, stop, self.num_tokens)
-        first = self._first_document_from(start)
-        sequences = self._document_indices[first : self._first_document_from(stop, first)]
-        starts = self._pointers[sequences] // self.dtype.itemsize
-        return starts if (starts[1:] > starts[:-1]).all() else np.unique(starts)
+        return self.document_starts_many(np.array([start]), np.array([stop]))[0]
+
+    def document_starts_many(
+        self, starts: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The `document_starts` of many ranges, end to end, and how many each range has: [M], [N]."""
+        if starts.size == 0:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        if (starts > stops).any():
+            raise IndexError("a range ends before it starts")
+        _check_range(int(starts.min()), int(stops.max()), self.num_tokens)
+        index = _open(self)
+        first, last = self._documents_between(index, starts, stops)
+        counts = last - first
+        ranges = np.repeat(np.arange(starts.size), counts)
+        documents = np.arange(ranges.size) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        offsets = self._document_offsets(index, documents)
+        repeated = (offsets[1:] == offsets[:-1]) & (ranges[1:] == ranges[:-1])
+        if repeated.any():  # documents without tokens
+            kept = np.concatenate([[True], ~repeated])
+            offsets, counts = offsets[kept], np.bincount(ranges[kept], minlength=starts.size)
+        return offsets, counts
 
     def digest(self) -> str:
         """32 hexadecimal digits of the sizes of both files and of samples of their bytes, in constant time.
@@ -149,26 +193,26 @@ class Shard:
         Raises:
             DataError: sequences overlap or leave gaps, document indices fall, or an id is outside the vocabulary.
         """
-        ends = np.int64(0)
-        for at in range(0, self._pointers.size, _SCAN_ENTRIES):
-            lengths = self._lengths[at : at + _SCAN_ENTRIES].astype(np.int64)
+        ends, index = np.int64(0), _open(self)
+        for at in range(0, index.pointers.size, _SCAN_ENTRIES):
+            lengths = index.lengths[at : at + _SCAN_ENTRIES].astype(np.int64)
             expected = ends + np.cumsum(lengths) * self.dtype.itemsize
             starts = np.concatenate(([ends], expected[:-1]))
-            wrong = np.flatnonzero((self._pointers[at : at + _SCAN_ENTRIES] != starts) | (lengths < 0))
+            wrong = np.flatnonzero((index.pointers[at : at + _SCAN_ENTRIES] != starts) | (lengths < 0))
             if wrong.size:
                 sequence = at + int(wrong[0])
                 raise self._broken(
                     f"sequence {sequence} does not begin where the one before it ends",
-                    f"byte {self._pointers[sequence]:,}",
+                    f"byte {index.pointers[sequence]:,}",
                     f"{starts[wrong[0]]:,}",
                 )
             ends = expected[-1]
         for at in range(0, self.num_documents, _SCAN_ENTRIES):
-            falls = np.flatnonzero(np.diff(self._document_indices[at : at + _SCAN_ENTRIES + 1]) < 0)
+            falls = np.flatnonzero(np.diff(index.document_indices[at : at + _SCAN_ENTRIES + 1]) < 0)
             if falls.size:
                 raise self._broken(f"document {at + int(falls[0])} ends before it begins", None, "rising indices")
         for at in range(0, self.num_tokens, _SCAN_ENTRIES):
-            ids = self._tokens[at : at + _SCAN_ENTRIES]
+            ids = self.read(at, min(_SCAN_ENTRIES, self.num_tokens - at))
             lowest, highest = int(ids.min()), int(ids.max())
             if lowest < 0 or (vocab_size is not None and highest >= vocab_size):
                 raise DataError(
@@ -199,19 +243,82 @@ class Shard:
             raise self._broken("the shard holds no token ids", DTYPES[code], "an integer dtype")
         return DTYPES[code], num_sequences, num_entries
 
-    def _first_document_from(self, token: int, lowest: int = 0) -> int:
-        """The first document, not before `lowest`, that starts at `token` or later; num_documents if none does."""
-        end = self._pointers.size
+    def _document_offsets(self, index: _OpenShard, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where documents begin, in tokens; the one after the last begins at the end."""
+        sequences = index.document_indices[documents]
+        offsets = np.full(sequences.size, self.num_tokens, np.int64)
+        inside = sequences < index.pointers.size
+        offsets[inside] = index.pointers[sequences[inside]] // self.dtype.itemsize
+        return offsets
 
-        def start_bytes(sequence: int) -> int:
-            return self._pointers[sequence] if sequence < end else self.num_tokens * self.dtype.itemsize
+    def _documents_between(
+        self, index: _OpenShard, starts: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each range the first document that starts in it or later, and the first behind it: [N], [N]."""
+        mean = max(self.num_tokens / max(self.num_documents, 1), 1.0)
+        guess = np.zeros(starts.size)
+        for _ in range(_NUM_GUESSES):  # each from where the last one missed by: documents are alike enough on average
+            documents = np.clip(guess, 0, self.num_documents).astype(np.int64)
+            guess = documents + (starts - self._document_offsets(index, documents)) / mean
+        width = min(2 * _MARGIN + int(2 * (stops - starts).max() / mean), _MAX_WINDOW)
+        left = np.clip(guess - _MARGIN, 0, self.num_documents).astype(np.int64)
+        window = np.minimum(left[:, None] + np.arange(width), self.num_documents)
+        offsets = self._document_offsets(index, window.ravel()).reshape(window.shape)
+        before, inside = offsets < starts[:, None], offsets < stops[:, None]
+        first, last = left + before.sum(axis=1), left + inside.sum(axis=1)
+        missed = np.flatnonzero(((left > 0) & ~before[:, 0]) | inside[:, -1])
+        if missed.size:
+            first[missed] = self._first_documents(index, starts[missed])
+            last[missed] = self._first_documents(index, stops[missed])
+        return first, last
 
-        target_bytes = token * self.dtype.itemsize
-        return bisect_left(self._document_indices, target_bytes, lowest, self.num_documents, key=start_bytes)
+    def _first_documents(self, index: _OpenShard, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each token the first document that starts there or later; num_documents if none does."""
+        low, high = np.zeros_like(tokens), np.full_like(tokens, self.num_documents)
+        for _ in range(self.num_documents.bit_length()):
+            middle = (low + high) >> 1
+            before = (self._document_offsets(index, middle) < tokens) & (low < high)
+            low, high = np.where(before, middle + 1, low), np.where(before, high, middle)
+        return low
 
     def _broken(self, message: str, found: object, expected: object) -> DataError:
         hint = "The file is damaged or of another kind; build or copy it again."
         return DataError(message, where=str(self.idx_path), found=found, expected=expected, hint=hint)
+
+
+class _IndexParts(NamedTuple):
+    """Where the parts of an index end, in bytes."""
+
+    lengths_end: int
+    pointers_end: int
+    size: int
+
+    @classmethod
+    def of(cls, num_sequences: int, num_entries: int) -> _IndexParts:
+        lengths_end = _HEADER.size + 4 * num_sequences
+        return cls(lengths_end, lengths_end + 8 * num_sequences, lengths_end + 8 * (num_sequences + num_entries))
+
+    def views(self, index: NDArray[np.uint8]) -> tuple[NDArray, NDArray, NDArray]:
+        """Lengths, pointers, document indices."""
+        lengths, pointers = index[_HEADER.size : self.lengths_end], index[self.lengths_end : self.pointers_end]
+        return lengths.view("<i4"), pointers.view("<i8"), index[self.pointers_end : self.size].view("<i8")
+
+
+class _OpenShard:
+    """The files of a shard while they are open: the index as arrays, the tokens as a file descriptor.
+
+    They are closed when nobody reads from them any more, whichever thread that is.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.lengths, self.pointers, self.document_indices = shard._index_parts.views(_map(shard.idx_path))
+        self.bin = os.open(shard.bin_path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.bin)
+
+
+@lru_cache(maxsize=MAX_OPEN_SHARDS)
+def _open(shard: Shard) -> _OpenShard:
+    return _OpenShard(shard)
 
 
 class ShardWriter:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ import numpy.typing as npt
 
 from megacpt.data.history import CorpusRecord, History
 from megacpt.data.mixture import Int64s
-from megacpt.data.order import KeyedPermutation, stable_hash
+from megacpt.data.order import KeyedPermutation, permute, stable_hash
 from megacpt.errors import DataError
 
 
@@ -63,6 +64,31 @@ class TokenSource(Protocol):
     def document_starts(self, start: int, stop: int) -> Int64s:
         """Return the rising, distinct offsets d of documents' first tokens with start <= d < stop."""
 
+    def read_into(self, out: Int64s, places: Int64s, starts: Int64s) -> None:
+        """Fill `out[places[i]]` with the tokens from `starts[i]` on; out: [rows, tokens of each]."""
+
+    def document_starts_many(self, starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
+        """Return the `document_starts` of many ranges of one length, end to end, and how many each has: [M], [N]."""
+
+    def will_need(self, starts: Int64s, count: int) -> None:
+        """Let the system fetch `count` tokens from each start on, if it can, without waiting for them."""
+
+
+class OneByOne:
+    """The reads of many rows at once as loops over the reads of one, for a source that has nothing faster."""
+
+    def read_into(self: TokenSource, out: Int64s, places: Int64s, starts: Int64s) -> None:
+        for place, start in zip(places.tolist(), starts.tolist(), strict=True):
+            out[place] = self.read(start, out.shape[1])
+
+    def document_starts_many(self: TokenSource, starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
+        found = [self.document_starts(*each) for each in zip(starts.tolist(), stops.tolist(), strict=True)]
+        counts = np.array([len(each) for each in found], dtype=np.int64)
+        return np.concatenate([*found, np.empty(0, dtype=np.int64)]), counts
+
+    def will_need(self, starts: Int64s, count: int) -> None:
+        """Nothing to fetch."""
+
 
 def record_of(source: TokenSource) -> CorpusRecord:
     """Return what identifies a corpus, for the history of a run."""
@@ -85,29 +111,41 @@ class Location(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """One row of tokens, S of them predicted."""
+class Rows:
+    """N rows of tokens, S of them predicted in each."""
 
     tokens: Int64s
-    """[S + 1]: the first S are read, the last S predicted."""
+    """[N, S + 1]: of each row the first S are read, the last S predicted."""
     document_starts: Int64s
-    """Rising offsets into `tokens` where documents start: 0 first, whether or not a document starts there."""
-    num_tokens: int
-    """How many of the tokens are text; what follows is padding. S + 1 but in the last row of held-out text."""
+    """Rising offsets into the flat `tokens` where documents or rows start."""
+    num_tokens: Int64s
+    """[N] how many of a row's tokens are text; what follows is padding. S + 1 but at the end of held-out text."""
 
 
-def read_row(source: TokenSource, row: int, sequence_length: int) -> Row:
-    """Return a row of a corpus; one that the corpus ends in is padded with zeros, as a document of their own."""
-    start = row * sequence_length
-    num_tokens = max(0, min(sequence_length + 1, source.num_tokens - start))
-    tokens = np.zeros(sequence_length + 1, dtype=np.int64)
-    document_starts = np.zeros(1, dtype=np.int64)
-    if num_tokens:
-        tokens[:num_tokens] = source.read(start, num_tokens)
-        starts_inside = source.document_starts(start + 1, start + num_tokens) - start
-        padding = [num_tokens] if num_tokens <= sequence_length else []
-        document_starts = np.concatenate([document_starts, starts_inside, np.array(padding, dtype=np.int64)])
-    return Row(tokens, document_starts, num_tokens)
+def read_rows(source: TokenSource, rows: Int64s, sequence_length: int) -> Rows:
+    """Return rows of a corpus; one that the corpus ends in is padded with zeros, as a document of their own."""
+    tokens = np.empty((len(rows), sequence_length + 1), dtype=np.int64)
+    places = np.arange(len(rows))
+    starts, num_tokens = _read_rows_into(tokens, places, source, rows)
+    return Rows(tokens, np.sort(np.concatenate([places * tokens.shape[1], starts])), num_tokens)
+
+
+def _read_rows_into(out: Int64s, places: Int64s, source: TokenSource, rows: Int64s) -> tuple[Int64s, Int64s]:
+    """Read rows into `out[places]`; returns where in the flat `out` documents start inside them, and their tokens."""
+    width = out.shape[1]
+    starts = rows * (width - 1)
+    num_tokens = np.clip(source.num_tokens - starts, 0, width)
+    whole = num_tokens == width
+    source.read_into(out, places[whole], starts[whole])
+    for place, start, count in zip(places[~whole], starts[~whole], num_tokens[~whole], strict=True):
+        out[place] = 0
+        if count:
+            out[place, :count] = source.read(int(start), int(count))
+    some = num_tokens > 0
+    found, counts = source.document_starts_many(starts[some] + 1, starts[some] + num_tokens[some])
+    found = found + np.repeat(places[some] * width - starts[some], counts)
+    padding = (places * width + num_tokens)[some & ~whole]
+    return np.concatenate([found, padding]), num_tokens
 
 
 @dataclass(frozen=True)
@@ -154,37 +192,37 @@ class Cut:
         """Rows of the first epoch."""
         return self.num_rows if self.before is None else self.num_carried + self.num_rows - self.before.num_rows
 
-    def epochs(self, ordinals: Int64s) -> Int64s:
-        """The epochs of ordinals, counted over the domain's whole history."""
-        later = (ordinals - self.first_ordinal - self.first_epoch_rows) // self.num_rows + 1
-        return self.first_epoch + np.maximum(later, 0)
-
     def num_left(self, ordinal: int) -> int:
         """Rows still to come, at an ordinal, of an epoch that is begun; 0 where it has just ended."""
         beyond_first = ordinal - self.first_ordinal - self.first_epoch_rows
         return -beyond_first if beyond_first <= 0 else -beyond_first % self.num_rows
 
-    def locate(self, ordinals: Int64s) -> tuple[Int64s, Int64s]:
-        """The epochs and rows of ordinals: [N], [N]."""
-        epochs, rows = self.epochs(ordinals), np.empty_like(ordinals)
-        for epoch in np.unique(epochs).tolist():
-            asked = epochs == epoch
-            if epoch == self.first_epoch:
-                begin, num_rows = self.first_ordinal, self.first_epoch_rows
-            else:
-                begin = self.first_ordinal + self.first_epoch_rows + (epoch - self.first_epoch - 1) * self.num_rows
-                num_rows = self.num_rows
-            places = KeyedPermutation(num_rows, (*self.key, epoch))(ordinals[asked] - begin)
-            rows[asked] = self._carry_on(places) if epoch == self.first_epoch and self.before else places
-        return epochs, rows
 
-    def _carry_on(self, places: Int64s) -> Int64s:
-        """Places in the first epoch -> rows: first those that were left, then those that were added."""
-        assert self.before is not None
-        rows = self.before.num_rows + places - self.num_carried
-        left = places < self.num_carried
-        rows[left] = self.before.locate(self.first_ordinal + places[left])[1]
-        return rows
+def _locate(cuts: Sequence[Cut], which: Int64s, ordinals: Int64s) -> tuple[Int64s, Int64s]:
+    """The epochs and rows of ordinals, each read by `cuts[which]`: [N], [N]."""
+    columns = [(cut.first_ordinal, cut.first_epoch, cut.first_epoch_rows, cut.num_rows) for cut in cuts]
+    first_ordinal, first_epoch, first_epoch_rows, num_rows = np.array(columns).T[:, which]
+    beyond_first = ordinals - first_ordinal - first_epoch_rows
+    later = np.maximum(beyond_first // num_rows + 1, 0)
+    numbers = np.where(later > 0, beyond_first % num_rows, ordinals - first_ordinal)
+    pairs, permutation = np.unique(np.stack([which, later]), axis=1, return_inverse=True)
+    orders = [_order(cuts[cut], cuts[cut].first_epoch + epoch) for cut, epoch in pairs.T.tolist()]
+    rows = permute(numbers, orders, permutation)
+    for number, cut in enumerate(cuts):
+        if cut.before is not None:
+            first = np.flatnonzero((which == number) & (later == 0))
+            places = rows[first]
+            rows[first] = cut.before.num_rows + places - cut.num_carried
+            left = first[places < cut.num_carried]
+            carried = cut.first_ordinal + places[places < cut.num_carried]
+            rows[left] = _locate([cut.before], np.zeros(len(left), dtype=np.int64), carried)[1]
+    return first_epoch + later, rows
+
+
+@lru_cache(maxsize=1024)
+def _order(cut: Cut, epoch: int) -> KeyedPermutation:
+    num_rows = cut.first_epoch_rows if epoch == cut.first_epoch else cut.num_rows
+    return KeyedPermutation(num_rows, (*cut.key, epoch))
 
 
 class Stream:
@@ -207,6 +245,8 @@ class Stream:
         self.history = history
         self.names = history.domains
         self.cuts = tuple(tuple(_cuts(history, name)) for name in self.names)
+        self._all_cuts = [cut for cuts in self.cuts for cut in cuts]
+        self._first_cuts = np.cumsum([0, *map(len, self.cuts)])
         self._places = np.array([self.names.index(name) for name in history.mixture.names])
 
     def with_history(self, history: History) -> Stream:
@@ -232,43 +272,50 @@ class Stream:
         """
         places, ordinals = self.history.mixture.locate(sample_numbers)
         domains = self._places[places]
-        epochs, rows, cut_numbers = (np.empty_like(domains) for _ in range(3))
-        for domain in np.unique(domains):
-            cuts = self.cuts[domain]
-            of_domain = domains == domain
-            first_ordinals = [cut.first_ordinal for cut in cuts]
-            cut_numbers[of_domain] = np.searchsorted(first_ordinals, ordinals[of_domain], side="right") - 1
-            for number in np.unique(cut_numbers[of_domain]):
-                asked = of_domain & (cut_numbers == number)
-                epochs[asked], rows[asked] = cuts[number].locate(ordinals[asked])
-        return Location(domains, ordinals, epochs, rows, cut_numbers)
+        cut_numbers = np.zeros_like(domains)
+        for domain, cuts in enumerate(self.cuts):
+            for cut in cuts[1:]:
+                cut_numbers += (domains == domain) & (ordinals >= cut.first_ordinal)
+        which = (self._first_cuts[domains] + cut_numbers).ravel()
+        epochs, rows = _locate(self._all_cuts, which, ordinals.ravel())
+        return Location(domains, ordinals, epochs.reshape(domains.shape), rows.reshape(domains.shape), cut_numbers)
 
-    def rows(self, location: Location) -> list[Row]:
-        """Return the tokens and document boundaries of located rows, in their order."""
-        return [
-            read_row(self._source(domain), row, self.cuts[domain][cut].sequence_length)
-            for domain, row, cut in _places(location)
-        ]
+    def rows(self, location: Location) -> Rows:
+        """Return the tokens and document boundaries of located rows of one sequence length, in their order: [N]."""
+        (width,) = {cut.sequence_length + 1 for _, _, cut in self._by_source(location)}
+        tokens = np.empty((location.row.size, width), dtype=np.int64)
+        document_starts = [np.arange(len(tokens)) * width]
+        for asked, source, _ in self._by_source(location):
+            document_starts.append(_read_rows_into(tokens, asked, source, location.row[asked])[0])
+        return Rows(tokens, np.sort(np.concatenate(document_starts)), np.full(len(tokens), width))
+
+    def will_need(self, location: Location) -> None:
+        """Let the system fetch located rows, without waiting for them."""
+        for asked, source, cut in self._by_source(location):
+            source.will_need(location.row[asked] * cut.sequence_length, cut.sequence_length + 1)
 
     def num_labels(self, location: Location, document_mask: bool = True) -> Int64s:
-        """Return how many tokens each located row predicts, without reading a token: the shape of the location.
+        """Return how many tokens each located row predicts, without reading a token: [N].
 
         A token is predicted from the one before it; with `document_mask` only within a document.
         """
         num_labels = np.empty_like(location.row)
-        for i, (domain, row, cut) in enumerate(_places(location)):
-            length = self.cuts[domain][cut].sequence_length
-            num_labels.flat[i] = length
+        for asked, source, cut in self._by_source(location):
+            starts = location.row[asked] * cut.sequence_length + 1
+            num_labels[asked] = cut.sequence_length
             if document_mask:
-                start = row * length
-                num_labels.flat[i] -= len(self._source(domain).document_starts(start + 1, start + length + 1))
+                num_labels[asked] -= source.document_starts_many(starts, starts + cut.sequence_length)[1]
         return num_labels
 
-    def _source(self, domain: int) -> TokenSource:
-        name = self.names[domain]
-        if name not in self.corpora:
-            raise DataError("the domain's tokens are not at hand", where=f"domain {name}")
-        return self.corpora[name]
+    def _by_source(self, location: Location) -> Iterator[tuple[Int64s, TokenSource, Cut]]:
+        """The places, source and cut of located rows, for each domain and cut that is among them."""
+        for domain in np.unique(location.domain):
+            name = self.names[domain]
+            if name not in self.corpora:
+                raise DataError("the domain's tokens are not at hand", where=f"domain {name}")
+            for cut in np.unique(location.cut[location.domain == domain]):
+                asked = np.flatnonzero((location.domain == domain) & (location.cut == cut))
+                yield asked, self.corpora[name], self.cuts[domain][cut]
 
     def report(self, num_steps: int) -> tuple[DomainReport, ...]:
         """Return what the run's first steps (1 or more) take from each domain, in the order of `names`.
@@ -295,12 +342,6 @@ class Stream:
             )
             for i, name in enumerate(self.names)
         )
-
-
-def _places(location: Location) -> Iterator[tuple[int, int, int]]:
-    """(domain, row, cut) of each located sample."""
-    parts = (location.domain, location.row, location.cut)
-    return zip(*(part.ravel().tolist() for part in parts), strict=True)
 
 
 def _cuts(history: History, name: str) -> list[Cut]:
@@ -330,7 +371,7 @@ def _cuts(history: History, name: str) -> list[Cut]:
         cut = Cut(ordinal, 0, num_rows, length, (history.seed, stable_hash("order", name)))
         if cuts:
             last, (last_text, last_length) = cuts[-1], texts[-1]
-            cut = replace(cut, first_epoch=int(last.epochs(np.array(ordinal - 1))) + 1)
+            cut = replace(cut, first_epoch=int(_locate([last], np.array([0]), np.array([ordinal - 1]))[0][0]) + 1)
             if length == last_length and last_text.grows_to(text) and last.num_left(ordinal):
                 cut = replace(cut, before=last, num_carried=last.num_left(ordinal))
         cuts.append(cut)

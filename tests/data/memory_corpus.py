@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megacpt.data.history import History, Settings, Stage
-from megacpt.data.stream import Stream, TokenSource, record_of
+from megacpt.data.stream import OneByOne, Stream, TokenSource, record_of
 
 
-class MemoryCorpus:
+class MemoryCorpus(OneByOne):
     """Documents of given lengths; the token at offset i is `first_token + i`, so no two tokens are equal."""
 
     def __init__(self, lengths: Sequence[int], first_token: int = 0, text_bytes: int | None = None) -> None:

@@ -7,17 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacpt.data.batch import IGNORE_INDEX, collate
-from megacpt.data.stream import Row, read_row
+from megacpt.data.stream import Rows, read_rows
 from tests.data.memory_corpus import MemoryCorpus
 
 X = IGNORE_INDEX
 
 
 def test_documents_end_predictions_and_restart_positions() -> None:
-    rows = [
-        Row(np.arange(10, 17), np.array([0, 2, 3]), num_tokens=7),
-        Row(np.arange(20, 27), np.array([0, 6]), num_tokens=7),  # the last token begins a document
-    ]
+    tokens = np.array([range(10, 17), range(20, 27)])
+    rows = Rows(tokens, np.array([0, 2, 3, 7, 13]), np.array([7, 7]))  # the last token begins a document
     batch = collate(rows, domains=[3, 1], row_weights=[0.5, 2.0])
     assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]]
     assert batch.labels.tolist() == [[11, X, X, 14, 15, 16], [21, 22, 23, 24, 25, X]]
@@ -27,7 +25,8 @@ def test_documents_end_predictions_and_restart_positions() -> None:
 
 
 def test_without_a_document_mask_a_row_is_one_text() -> None:
-    batch = collate([Row(np.arange(10, 17), np.array([0, 2, 3]), num_tokens=7)], [0], [1.0], document_mask=False)
+    rows = Rows(np.arange(10, 17)[None], np.array([0, 2, 3]), np.array([7]))
+    batch = collate(rows, [0], [1.0], document_mask=False)
     assert batch.labels.tolist() == [[11, 12, 13, 14, 15, 16]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
     assert batch.weights.tolist() == [[1.0] * 6]
@@ -35,8 +34,8 @@ def test_without_a_document_mask_a_row_is_one_text() -> None:
 
 @pytest.mark.parametrize("document_mask", [True, False])
 def test_padding_is_neither_predicted_nor_part_of_a_document(document_mask: bool) -> None:
-    row = read_row(MemoryCorpus([2, 3], first_token=10), row=0, sequence_length=6)
-    batch = collate([row], [0], [1.0], document_mask)
+    rows = read_rows(MemoryCorpus([2, 3], first_token=10), np.array([0]), sequence_length=6)
+    batch = collate(rows, [0], [1.0], document_mask)
     assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14, 0]]
     assert batch.labels.tolist() == [[11, X if document_mask else 12, 13, 14, X, X]]
     assert batch.weights.tolist() == [[1, float(not document_mask), 1, 1, 0, 0]]
@@ -45,7 +44,7 @@ def test_padding_is_neither_predicted_nor_part_of_a_document(document_mask: bool
 
 def test_types_and_memory_are_what_the_model_and_a_device_copy_need() -> None:
     tokens = np.arange(5)
-    batch = collate([Row(tokens, np.array([0]), num_tokens=5)], [0], [1.0])
+    batch = collate(Rows(tokens[None], np.array([0]), np.array([5])), [0], [1.0])
     for tensor in (batch.input_ids, batch.positions, batch.labels, batch.domains):
         assert tensor.dtype == torch.int64 and tensor.shape == (1, 4) and tensor.is_contiguous()
     assert batch.weights.dtype == torch.float32 and batch.weights.shape == (1, 4)
@@ -64,7 +63,8 @@ def test_labels_and_positions_are_those_of_a_walk_along_the_documents(
     lengths: list[int], row: int, sequence_length: int
 ) -> None:
     document_of = [document for document, length in enumerate(lengths) for _ in range(length)]
-    batch = collate([read_row(MemoryCorpus(lengths, first_token=1), row, sequence_length)], [0], [1.0])
+    rows = read_rows(MemoryCorpus(lengths, first_token=1), np.array([row]), sequence_length)
+    batch = collate(rows, [0], [1.0])
     position, document = -1, None
     for i in range(sequence_length):
         at = row * sequence_length + i

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megacpt.data import shard as shard_module
 from megacpt.data.shard import Shard, ShardWriter, dtype_for
 from megacpt.errors import DataError
 
@@ -95,10 +97,44 @@ def test_documents_added_together_equal_documents_added_singly(tmp_path: Path) -
         assert (tmp_path / f"single.{suffix}").read_bytes() == (tmp_path / f"together.{suffix}").read_bytes()
 
 
-def test_tokens_are_a_view_of_the_mapped_file(tmp_path: Path) -> None:
-    tokens = write(tmp_path / "a", DOCUMENTS).read(2, 5)
-    assert not tokens.flags.owndata
-    assert not tokens.flags.writeable
+@given(
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=30).filter(any),
+    ranges=st.lists(st.tuples(st.integers(0, 180), st.integers(0, 20)), max_size=30),
+)
+def test_many_ranges_are_found_as_each_alone(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], ranges: list[tuple[int, int]]
+) -> None:
+    shard = write(tmp_path_factory.mktemp("shard") / "a", [[7] * length for length in lengths])
+    starts = np.array([min(start, shard.num_tokens) for start, _ in ranges], dtype=np.int64)
+    stops = np.minimum(starts + np.array([length for _, length in ranges], dtype=np.int64), shard.num_tokens)
+    offsets, counts = shard.document_starts_many(starts, stops)
+    begins = {sum(lengths[:at]) for at, length in enumerate(lengths) if length}
+    expected = [sorted(d for d in begins if start <= d < stop) for start, stop in zip(starts, stops, strict=True)]
+    assert offsets.tolist() == [offset for each in expected for offset in each]
+    assert counts.tolist() == [len(each) for each in expected]
+
+
+def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_module, "_open", lru_cache(maxsize=3)(shard_module._OpenShard))
+    shards = [write(tmp_path / f"{number}", [[number, number + 1]]) for number in range(40)]
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        assert [shard.read(0, 2).tolist() for shard in shards] == [[n, n + 1] for n in range(40)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 2 * 3
+
+
+def test_a_file_that_shrinks_under_a_run_is_named(tmp_path: Path) -> None:
+    shard = write(tmp_path / "a", DOCUMENTS)
+    os.truncate(tmp_path / "a.bin", 6)
+    with pytest.raises(DataError, match=r"a\.bin: the shard became shorter while it was read"):
+        shard.read(0, 10)
+
+
+def test_a_digest_tells_shards_apart(tmp_path: Path) -> None:
+    digest = write(tmp_path / "a", DOCUMENTS).digest()
+    assert write(tmp_path / "same", DOCUMENTS).digest() == digest
+    assert write(tmp_path / "other", DOCUMENTS[::-1]).digest() != digest
+    assert write(tmp_path / "longer", [*DOCUMENTS, [1]]).digest() != digest
 
 
 def test_a_pickled_shard_is_its_path(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacpt.data.batch import IGNORE_INDEX, collate
-from megacpt.data.stream import Location, Stream, read_row
+from megacpt.data.stream import Location, Stream, read_rows
 from megacpt.errors import DataError
 from tests.data.memory_corpus import MemoryCorpus, UnreadableCorpus, stream_of
 
@@ -82,10 +82,10 @@ def test_rows_tile_the_corpus_and_share_the_token_at_their_border() -> None:
     corpus = MemoryCorpus([3, 5, 1, 0, 11, 4])  # 24 tokens: documents start at 0, 3, 8, 9, 20
     stream = stream_of({"a": corpus}, {"a": 1}, S)
     assert stream.cuts[0][0].num_rows == 2  # 23 tokens can be predicted; the last 7 are less than a row
-    first, second = read_row(corpus, 0, S), read_row(corpus, 1, S)
-    assert first.tokens.tolist() == list(range(0, 9)) and second.tokens.tolist() == list(range(8, 17))
-    assert first.document_starts.tolist() == [0, 3, 8] and second.document_starts.tolist() == [0, 1]
-    assert first.num_tokens == second.num_tokens == S + 1
+    rows = read_rows(corpus, np.array([0, 1]), S)
+    assert rows.tokens.tolist() == [list(range(0, 9)), list(range(8, 17))]
+    assert rows.document_starts.tolist() == [0, 3, 8, 9, 10]
+    assert rows.num_tokens.tolist() == [S + 1, S + 1]
 
 
 def test_a_corpus_of_exactly_one_row_is_enough() -> None:
