@@ -1,0 +1,64 @@
+"""The agent: its policy, what it learns from random pilots, and its files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megacpt.continual.controllers.agent import Agent, features, train_agent
+from megacpt.continual.controllers.controller import Observation
+from megacpt.continual.controllers.random_walk import RandomWalk
+from megacpt.errors import DataError
+from tests.continual.controllers.learner import Learner, observe, simulate
+
+UNIFORM = {"a": 1 / 3, "b": 1 / 3, "useless": 1 / 3}
+
+
+def learner() -> Learner:
+    """Three domains of which one teaches nothing, not even itself."""
+    return Learner({"a": 0.0, "b": 0.0, "useless": 0.0}, teaches={("useless", "useless"): 0.0}, rate=0.05)
+
+
+def pilots(num_pilots: int) -> list[list[Observation]]:
+    return [simulate(learner(), RandomWalk(seed), UNIFORM, num_decisions=20) for seed in range(num_pilots)]
+
+
+def test_leans_towards_what_it_values() -> None:
+    agent = Agent(np.array([0.0, 2.0, 0.0, 0.0]), {"b": 0.1}, temperature=0.5)
+    seen = observe({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.3}, weights={"a": 0.5, "b": 0.5})
+    assert features(seen, "b") == pytest.approx([1, 0.3, 0.3, 0.5])
+    shares = agent.decide(seen, {"a": 0.8, "b": 0.2})
+    assert shares["b"] / shares["a"] == pytest.approx(0.2 / 0.8 * math.exp((2 * 0.3 + 0.1) / 0.5))
+
+
+def test_learns_from_random_pilots_to_avoid_what_is_useless() -> None:
+    agent = train_agent(pilots(20))
+    steered = simulate(learner(), agent, UNIFORM, num_decisions=20)
+    static = simulate(learner(), None, UNIFORM, num_decisions=20)
+    assert all(observation.weights["useless"] < 1 / 9 for observation in steered[1:])
+    assert sum(steered[-1].losses.values()) < sum(static[-1].losses.values())
+
+
+def test_training_is_deterministic_and_the_files_are_exact(tmp_path: Path) -> None:
+    agent, again = train_agent(pilots(3)), train_agent(pilots(3))
+    agent.save(tmp_path / "agent")
+    loaded = Agent.load(tmp_path / "agent")
+    seen = pilots(1)[0]
+    assert loaded.decide(seen, UNIFORM) == agent.decide(seen, UNIFORM) == again.decide(seen, UNIFORM)
+    assert {path.suffix for path in (tmp_path / "agent").iterdir()} == {".json", ".safetensors"}
+
+
+def test_what_is_no_agent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="this is no agent"):
+        Agent.load(tmp_path)
+    with pytest.raises(DataError, match="nothing to learn"):
+        train_agent([])
+
+
+def test_the_walk_follows_from_seed_and_step() -> None:
+    seen = pilots(1)[0]
+    assert RandomWalk(3).decide(seen, UNIFORM) == RandomWalk(3).decide(seen, UNIFORM)
+    assert RandomWalk(3).decide(seen, UNIFORM) != RandomWalk(4).decide(seen, UNIFORM)
