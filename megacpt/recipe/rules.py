@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from megacpt.errors import RecipeError
 from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.schema import Recipe
+from megacpt.recipe.shares import pretraining_mix
 
 Violations = Iterator[RecipeError]
 
@@ -22,6 +23,18 @@ RATE_KEYS = {
     "infinite_inverse_sqrt": {"min", "constant", "cooldown", "anneal"},
 }
 """The keys of `lr` that a schedule uses, beside peak and warmup."""
+
+CONTROLLER_KEYS = {
+    "static": set(),
+    "ddk": {"smoothing", "reference"},
+    "topic_perplexity": {"step_size"},
+    "skill_it": {"step_size", "graph", "window"},
+    "prioritised": {"exponent", "kept_share"},
+    "constrained": {"step_size", "max_replay"},
+    "agent": {"agent"},
+    "random_walk": {"step_size"},
+}
+"""The keys of `mixture` that a controller uses, beside every and floor."""
 
 
 def one_batch_size(recipe: Recipe) -> Violations:
@@ -85,7 +98,7 @@ def trained_domains_have_shards_and_weight(recipe: Recipe) -> Violations:
                 where=recipe.where(key),
                 hint=f"Set {key}.shards, or role: anchor to only measure it.",
             )
-        if domain.weight is None:
+        if domain.weight is None and not (domain.role == "replay" and recipe.replay.match):
             yield RecipeError(
                 "a domain that is trained on needs a weight",
                 where=recipe.where(key),
@@ -112,14 +125,151 @@ def anchors_are_only_measured(recipe: Recipe) -> Violations:
 
 
 def some_domain_counts(recipe: Recipe) -> Violations:
-    """The weights sum to more than 0, and so do weight x loss_weight."""
-    domains = recipe.data.domains.values()
-    if not any((domain.weight or 0) * domain.loss_weight > 0 for domain in domains):
+    """The weights sum to more than 0."""
+    if not recipe.replay.match and not any(domain.weight for domain in recipe.data.domains.values()):
         yield RecipeError(
-            "nothing would be learnt",
-            where=recipe.where("data.domains"),
-            expected="a domain with a weight and a loss_weight above 0",
+            "nothing would be learnt", where=recipe.where("data.domains"), expected="a domain with a weight above 0"
         )
+
+
+def targets_are_stated_for_all(recipe: Recipe) -> Violations:
+    """A target weight is a share of the objective, so all trained domains have one or none, and no controller mixes."""
+    trained = {name: domain for name, domain in recipe.data.domains.items() if domain.role != "anchor"}
+    stated = [name for name, domain in recipe.data.domains.items() if domain.target_weight is not None]
+    missing = sorted(trained.keys() - set(stated))
+    if stated and missing:
+        yield RecipeError(
+            "target weights are relative to each other, so all trained domains need one",
+            where=recipe.where(f"data.domains.{missing[0]}"),
+            found=f"none for {', '.join(missing)}",
+        )
+    for name in stated:
+        if name not in trained:
+            yield RecipeError(
+                "an anchor is no part of the objective", where=recipe.where(f"data.domains.{name}.target_weight")
+            )
+    if stated and recipe.mixture.controller != "static":
+        yield RecipeError(
+            "target weights would undo what the controller does",
+            where=recipe.where("mixture.controller"),
+            found=f"{recipe.mixture.controller} with data.domains.{stated[0]}.target_weight",
+            expected="one of the two",
+        )
+    low, high = recipe.loss.weight_limits
+    if not low <= 1 <= high:
+        yield RecipeError(
+            "the limits of loss weights lie around 1",
+            where=recipe.where("loss.weight_limits"),
+            found=f"{low:g} to {high:g}",
+        )
+
+
+def replay_has_both_roles(recipe: Recipe) -> Violations:
+    """A rate of replay, or a pre-training mixture to match, needs old text and new text."""
+    replay, roles = recipe.replay, {name: domain.role for name, domain in recipe.data.domains.items()}
+    key = "replay.match" if replay.rate is None else "replay.rate"
+    if (replay.rate is not None or replay.match) and not {"new", "replay"} <= set(roles.values()):
+        yield RecipeError(
+            "replay divides the tokens between old and new text",
+            where=recipe.where(key),
+            expected="a domain of role replay and one of role new",
+        )
+    if not replay.match:
+        return
+    sources = pretraining_mix(replay)
+    replayed = [name for name, role in roles.items() if role == "replay"]
+    for name in replayed:
+        domain_key = f"data.domains.{name}"
+        if name not in sources:
+            yield RecipeError(
+                "a replayed domain is no source of the pre-training mixture",
+                where=recipe.where(domain_key),
+                expected=f"one of {', '.join(sources)}",
+                hint="Name it as the source that it stands for, or leave replay.match out and set weights.",
+            )
+        if recipe.data.domains[name].weight is not None:
+            yield RecipeError(
+                "the weights of replay come from the pre-training mixture",
+                where=recipe.where(f"{domain_key}.weight"),
+                found=recipe.data.domains[name].weight,
+                expected="no weight, or no replay.match",
+            )
+    if replay.rate is None and not sources.keys() - set(replayed):
+        yield RecipeError(
+            "the whole pre-training mixture is replayed, which leaves nothing to the new text",
+            where=recipe.where("replay.match"),
+            hint="Set replay.rate, or leave the sources that new text shall replace out of the domains.",
+        )
+
+
+def mixture_keys_are_used(recipe: Recipe) -> Violations:
+    """No key of `mixture` is set that the controller would ignore, and none is missing."""
+    mixture, used = recipe.mixture, CONTROLLER_KEYS[recipe.mixture.controller]
+    for key in sorted(set().union(*CONTROLLER_KEYS.values()) - used):
+        if getattr(mixture, key) not in (None, {}):
+            controllers = [controller for controller, keys in CONTROLLER_KEYS.items() if key in keys]
+            yield RecipeError(
+                f"the controller {mixture.controller} does not use this key",
+                where=recipe.where(f"mixture.{key}"),
+                found=getattr(mixture, key),
+                expected=f"null, or a controller that uses it: {', '.join(controllers)}",
+            )
+    for key in ("graph", "agent"):
+        if key in used and getattr(mixture, key) is None:
+            yield RecipeError(
+                f"the controller {mixture.controller} needs mixture.{key}", where=recipe.where("mixture.controller")
+            )
+    if mixture.controller == "topic_perplexity" and (mixture.step_size or 0) >= 1:
+        yield RecipeError(
+            "a share cannot fall by all of itself",
+            where=recipe.where("mixture.step_size"),
+            found=mixture.step_size,
+            expected="below 1",
+        )
+
+
+def controllers_see_what_they_mix(recipe: Recipe) -> Violations:
+    """A controller needs the base model's loss and held-out text of every trained domain, and domains to choose from."""
+    mixture, controller = recipe.mixture, recipe.mixture.controller
+    if controller == "static":
+        return
+    place = recipe.where("mixture.controller")
+    trained = {name: domain for name, domain in recipe.data.domains.items() if domain.role != "anchor"}
+    for name, domain in trained.items():
+        if not domain.held_out:
+            yield RecipeError(
+                "a controller goes by held-out losses, so every trained domain needs held_out",
+                where=recipe.where(f"data.domains.{name}"),
+            )
+    if not recipe.evaluation.at_start:
+        yield RecipeError(
+            "a controller compares with the base model",
+            where=recipe.where("evaluation.at_start"),
+            found=False,
+            expected=True,
+        )
+    if mixture.floor * len(trained) >= 1:
+        yield RecipeError(
+            "the least shares of all domains do not fit into the whole",
+            where=recipe.where("mixture.floor"),
+            found=f"{len(trained)} x {mixture.floor:g}",
+            expected=f"a floor below {1 / len(trained):.3g}",
+        )
+    replayed = [name for name, domain in trained.items() if domain.role == "replay"]
+    if controller == "prioritised" and len(replayed) < 2:
+        yield RecipeError(
+            "prioritised replay chooses among replay domains", where=place, found=len(replayed), expected="two or more"
+        )
+    if controller == "constrained":
+        if len(replayed) == len(trained):
+            yield RecipeError("a constrained mixture has something new to learn", where=place, found="no new domain")
+        if not set(replayed) & recipe.forgetting.keys():
+            yield RecipeError(
+                "a constrained mixture keeps budgets of forgetting",
+                where=place,
+                found="no budget of a replay domain",
+                hint="State one: forgetting: {DOMAIN: 0.02}, in nats per token.",
+            )
 
 
 def pipeline_limits_zero(recipe: Recipe) -> Violations:
@@ -306,6 +456,10 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     trained_domains_have_shards_and_weight,
     anchors_are_only_measured,
     some_domain_counts,
+    targets_are_stated_for_all,
+    replay_has_both_roles,
+    mixture_keys_are_used,
+    controllers_see_what_they_mix,
     pipeline_limits_zero,
     bf16_needs_zero_1,
     sequence_parallel_splits,

@@ -100,12 +100,13 @@ class DomainSection(Section):
     """Evaluation tokens, in the same forms; without any, the domain is trained on but not evaluated."""
 
     weight: Annotated[float, Field(ge=0)] | None = None
-    """The domain's share of the training tokens, relative to the other domains' weights. None for an anchor."""
+    """The domain's share of the training tokens, relative to the other domains' weights; with `replay.rate`, to those of
+    the same role. None for an anchor, and for replay with `replay.match`."""
 
-    loss_weight: Annotated[float, Field(ge=0)] = 1.0
-    """A factor on the loss of the domain's tokens, relative to other domains: a domain's mass in the objective is its
-    share of the tokens times this. Mix with `weight` first: at equal mass, sampling has the lower gradient variance, so
-    keep this within 0.2 to 5."""
+    target_weight: Rate | None = None
+    """The domain's share of the objective, relative to the other domains' target weights; None for all: as sampled. The
+    loss of its tokens is weighted by target share over sampled share, within `loss.weight_limits`. Mix with `weight`
+    first: at equal targets, sampling has the lower gradient variance."""
 
     max_epochs: Annotated[float, Field(gt=0)] = 4.0
     """The run is refused if it would read this domain more often. Up to 4 epochs, repeated tokens are worth about as
@@ -167,6 +168,73 @@ class ParallelSection(Section):
     list states them."""
 
 
+class ReplaySection(Section):
+    """How much old text is replayed, and which. It takes the place of new text, it is not added to it."""
+
+    rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The share of every global batch that is replay; weights then only divide each role's part among its domains. 0.05
+    is enough for a weak shift, 0.25 and more for a new language (arXiv:2403.08763). None: as the weights say."""
+
+    match: Literal["llama"] | dict[DomainName, Rate] | None = None
+    """The mixture that the model was pre-trained on, source -> share, or the name of a published one. Replay domains are
+    named as its sources and get their shares; without `rate`, new text gets all the rest (strategy III of
+    arXiv:2406.14833). llama: common_crawl, c4, github, wikipedia, books, arxiv, stackexchange (arXiv:2302.13971)."""
+
+
+class MixtureSection(Section):
+    """What changes the domains' shares during the run, by their held-out losses (docs/mixtures.md)."""
+
+    controller: Literal[
+        "static",
+        "ddk",
+        "topic_perplexity",
+        "skill_it",
+        "prioritised",
+        "constrained",
+        "agent",
+        "random_walk",
+    ] = "static"
+    """static: nothing. constrained: budgets of `forgetting` are kept with as little replay as they need. prioritised:
+    replay goes where most is forgotten. ddk: more of what falls behind the base model (arXiv:2407.16154).
+    topic_perplexity: more of what got worse (arXiv:2407.18743). skill_it: by a graph of what helps what
+    (arXiv:2307.14430). agent: a policy trained on pilots. random_walk: for those pilots (arXiv:2507.15640)."""
+
+    every: Stretch = Duration.parse("2%")
+    """Between two decisions; each evaluates the domains. The loss answers a change of the mixture late: decisions in quick
+    succession overshoot."""
+
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The least share that a controller gives a domain."""
+
+    step_size: Rate | None = None
+    """How strongly a decision answers. constrained: share ratio per nat over budget, None is 1. skill_it: eta, None is
+    0.2. topic_perplexity: the most a share changes, below 1, None is 0.2. random_walk: in nats, None is 0.5."""
+
+    max_replay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """constrained: the most replay; None is 0.5."""
+
+    smoothing: Annotated[float, Field(ge=0, le=1)] | None = None
+    """ddk: how much of a share is decided anew, the rest is as planned; None is 0.5."""
+
+    reference: dict[DomainName, float] = {}
+    """ddk: losses of a better model, in nats per token, in place of the base model's."""
+
+    exponent: Annotated[float, Field(ge=0)] | None = None
+    """prioritised: of the loss increase; None is 1."""
+
+    kept_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """prioritised: the part of the replay that stays as planned; None is 0.2."""
+
+    graph: str | None = None
+    """skill_it: the file of `megacpt mixture learn-graph`."""
+
+    window: Count | None = None
+    """skill_it: decisions whose losses are summed; None is 3."""
+
+    agent: str | None = None
+    """agent: the folder of `megacpt mixture train-agent`."""
+
+
 class LossSection(Section):
     """The replay-weighted cross-entropy."""
 
@@ -176,6 +244,9 @@ class LossSection(Section):
     z_loss: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of lse^2, which keeps logits from drifting (PaLM, arXiv:2204.02311, uses 1e-4). 0: off, a pretrained
     model's logits are already where they belong."""
+
+    weight_limits: Annotated[tuple[Rate, Rate], Field(strict=False)] = (0.2, 5.0)
+    """The smallest and the largest weight that `target_weight` may lead to; what lies outside is clipped."""
 
 
 class ReptileSection(Section):
@@ -406,6 +477,12 @@ class Recipe(Section):
 
     data: DataSection
     """The token stream."""
+
+    replay: ReplaySection = ReplaySection()
+    """How much old text is replayed."""
+
+    mixture: MixtureSection = MixtureSection()
+    """What changes the shares during the run."""
 
     batch: BatchSection
     """The global batch."""
