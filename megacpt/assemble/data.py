@@ -12,7 +12,7 @@ from megacpt.data.loader import Loader
 from megacpt.data.stream import Stream, record_of
 from megacpt.errors import DataError
 from megacpt.parallel.grid import Coordinate
-from megacpt.recipe import Recipe, Resolved
+from megacpt.recipe import Recipe, Resolved, objective, token_shares
 
 
 def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus]:
@@ -82,8 +82,8 @@ def check_tokenizers(recipe: Recipe, parts: Mapping[str, Mapping[str, Corpus]], 
 
 def plan(resolved: Resolved) -> tuple[Stage, ...]:
     """What the recipe asks of the stream, stage by stage."""
-    weights = {name: domain.weight for name, domain in resolved.recipe.data.domains.items() if domain.weight}
-    return (Stage(0, Settings(weights, resolved.sequence_length, resolved.global_rows)),)
+    shares = token_shares(resolved.recipe)
+    return (Stage(0, Settings(shares, resolved.sequence_length, resolved.global_rows)),)
 
 
 def history(resolved: Resolved, corpora: Mapping[str, Corpus]) -> History:
@@ -121,7 +121,7 @@ def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int)
         resolved.micro_rows,
         dp_rank=place.data,
         dp_size=resolved.data,
-        loss_weights={name: domain.loss_weight for name, domain in recipe.data.domains.items()},
+        loss_weights=lambda shares: objective(recipe, shares).weights,
         document_mask=recipe.data.document_mask,
         start_step=first_step,
     )

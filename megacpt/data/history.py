@@ -191,6 +191,18 @@ class History:
         """What is in force at a step."""
         return self.segments[self._segment_number(step)].settings
 
+    def shares(self, step: int) -> dict[str, float]:
+        """Domain -> share of a step's tokens that is asked for, of the domains that have one; they sum to 1."""
+        weights = self.settings(step).weights
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items() if weight}
+
+    def planned_shares(self, step: int) -> dict[str, float]:
+        """`shares` as the plan has them at a step, whatever a controller did."""
+        stage = [stage for stage in self.plan if stage.from_tokens <= self.tokens(step)][-1]
+        total = sum(stage.settings.weights.values())
+        return {name: weight / total for name, weight in stage.settings.weights.items() if weight}
+
     def first_sample(self, step: int) -> int:
         """The number of the first sample that a step reads."""
         number = self._segment_number(step)

@@ -19,24 +19,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from megacpt.data.batch import MicroBatch, collate
 from megacpt.data.history import History
 from megacpt.data.mixture import Int64s
 from megacpt.data.stream import Location, Stream
-from megacpt.errors import DataError
+
+Float64s = npt.NDArray[np.float64]
 
 
 class _Plan(NamedTuple):
     """What the index says about the global batch of a step."""
 
     location: Location  # of all rows
+    loss_weights: Float64s  # of the domains, in the order of the stream's names
     global_weight: float
 
 
@@ -47,7 +50,8 @@ class Loader:
         stream: the rows of the run, and by its history which of them a step reads.
         micro_rows: rows of a micro-batch, B; global batches must be multiples of B * dp_size.
         dp_rank, dp_size: this rank and the number of data-parallel ranks.
-        loss_weights: domain -> what its tokens count in the loss, against those of the others; absent: 1.
+        loss_weights: domain -> share that is in force -> domain -> what its tokens count in the loss, against those of
+            the others; absent: 1.
         document_mask: whether documents are kept apart (see `megacpt.data.batch`).
         start_step: the step that will be asked for first.
         prefetch_steps: how many steps are made ahead; 0 makes every step when it is asked for.
@@ -57,7 +61,6 @@ class Loader:
 
     Raises:
         ValueError: if the layout does not fit a step from `start_step` on.
-        DataError: if a loss weight is negative or not finite.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Loader:
         micro_rows: int = 1,
         dp_rank: int = 0,
         dp_size: int = 1,
-        loss_weights: Mapping[str, float] | None = None,
+        loss_weights: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda shares: {},
         document_mask: bool = True,
         start_step: int = 0,
         prefetch_steps: int = 1,
@@ -80,10 +83,7 @@ class Loader:
         self.document_mask = document_mask
         self.prefetch_steps = prefetch_steps
         self.last_wait_seconds = 0.0
-        self._loss_weights = np.array([(loss_weights or {}).get(name, 1.0) for name in stream.names])
-        for name, weight in zip(stream.names, self._loss_weights, strict=True):
-            if not (np.isfinite(weight) and weight >= 0):
-                raise DataError("a loss weight must be a finite number >= 0", where=f"domain {name}", found=weight)
+        self._loss_weights = loss_weights
         self._plan = lru_cache(maxsize=prefetch_steps + 3)(self._make_plan)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacpt-loader")
         self._pending: dict[int, Future[list[MicroBatch]]] = {}
@@ -125,7 +125,9 @@ class Loader:
         What was made ahead for steps from there on is forgotten.
         """
         for ahead in [step for step in self._pending if step >= from_step]:
-            self._pending.pop(ahead).cancel()
+            made = self._pending.pop(ahead)
+            if not made.cancel():
+                wait([made])  # it would leave a plan of the old history behind
         self.stream = self.stream.with_history(history)
         self._check_layout(from_step)
         self._plan.cache_clear()
@@ -187,13 +189,15 @@ class Loader:
         location = self.stream.locate(self.stream.samples(step))
         num_labels = self.stream.num_labels(location, self.document_mask)
         labels_of_domain = np.bincount(location.domain, weights=num_labels, minlength=len(self.stream.names))
-        return _Plan(location, math.fsum(labels_of_domain * self._loss_weights))
+        weights = self._loss_weights(self.stream.history.shares(step))
+        loss_weights = np.array([weights.get(name, 1.0) for name in self.stream.names])
+        return _Plan(location, loss_weights, math.fsum(labels_of_domain * loss_weights))
 
     def _make(self, step: int) -> list[MicroBatch]:
-        location, global_weight = self._plan(step)
+        location, loss_weights, global_weight = self._plan(step)
         mine = self._offsets(step).ravel()
         rows = self.stream.rows(Location(*(part[mine] for part in location)))
-        row_weights = self._loss_weights[location.domain[mine]] / (global_weight or 1.0)
+        row_weights = loss_weights[location.domain[mine]] / (global_weight or 1.0)
         batch = collate(rows, location.domain[mine], row_weights, self.document_mask)
         if self.prefetch_steps:
             ahead = self._plan(step + 1).location

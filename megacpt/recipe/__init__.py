@@ -6,10 +6,12 @@ A recipe is YAML. `load_recipe` reads it into frozen sections (`schema`) and che
 
 from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.explain import explain, show
+from megacpt.recipe.importance import objective
 from megacpt.recipe.load import dump_recipe, load_recipe, recipes_folder
 from megacpt.recipe.model_config import check_promises, find_architecture
 from megacpt.recipe.resolve import Resolved, ResolvedRate, resolve
 from megacpt.recipe.schema import Recipe
+from megacpt.recipe.shares import token_shares
 
 __all__ = [
     "Architecture",
@@ -21,7 +23,9 @@ __all__ = [
     "explain",
     "find_architecture",
     "load_recipe",
+    "objective",
     "recipes_folder",
     "resolve",
     "show",
+    "token_shares",
 ]

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megacpt.recipe.importance import objective
 from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory
 from megacpt.recipe.resolve import Resolved
+from megacpt.recipe.shares import token_shares
 from megacpt.units import format_seconds
 
 if TYPE_CHECKING:
@@ -138,19 +140,23 @@ def _layout(resolved: Resolved, layers: Sequence[float] | None) -> Iterator[Row]
 
 
 def _domains(resolved: Resolved) -> Iterator[Row]:
-    domains = resolved.recipe.data.domains
-    total_weight = sum(domain.weight or 0 for domain in domains.values())
-    total_mass = sum((domain.weight or 0) * domain.loss_weight for domain in domains.values())
+    recipe = resolved.recipe
+    shares = token_shares(recipe)
+    weighting = objective(recipe, shares)
     yield "domain", "role", "of tokens", "of loss", "tokens", "at most", "evaluated"
-    for name, domain in domains.items():
+    for name, domain in recipe.data.domains.items():
         held_out = "yes" if domain.held_out else "no"
-        if domain.weight is None:
+        if name not in shares:
             yield name, domain.role, "-", "-", "-", "-", held_out
             continue
-        share = domain.weight / total_weight
-        mass = domain.weight * domain.loss_weight / total_mass
+        share, mass = shares[name], weighting.masses[name]
         tokens = _rounded(share * resolved.total_tokens)
         yield name, domain.role, f"{share:.1%}", f"{mass:.1%}", tokens, f"{domain.max_epochs:g} epochs", held_out
+    for warning in weighting.warnings():
+        yield "warning", warning
+    if recipe.mixture.controller != "static":
+        every, floor = _count(resolved.mixture_every_steps, "step"), recipe.mixture.floor
+        yield "mixture", f"{recipe.mixture.controller} decides every {every}, no share below {floor:g}"
 
 
 def _steps(resolved: Resolved) -> Iterator[Row]:

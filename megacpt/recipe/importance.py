@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-EFFECTIVE_SHARE = 0.7
+from megacpt.recipe.schema import Recipe
+
+LEAST_EFFECTIVE_SHARE = 0.7
 """Below this share of effective samples, weighting costs so much variance that sampling differently is better."""
 
 
@@ -26,9 +28,22 @@ class Importance:
     clipped: tuple[str, ...]
     effective_share: float
 
+    def warnings(self) -> Iterator[str]:
+        """What a user should know of these weights, a sentence each."""
+        for name in self.clipped:
+            yield (
+                f"the loss weight of {name} is clipped to {self.weights[name]:g}, so it has {self.masses[name]:.1%} of "
+                "the objective: change its weight towards its target_weight"
+            )
+        if self.effective_share < LEAST_EFFECTIVE_SHARE:
+            yield (
+                f"the loss weights leave {self.effective_share:.0%} of the samples effective: sample nearer to the "
+                "target weights"
+            )
+
 
 def importance(
-    shares: Mapping[str, float], targets: Mapping[str, float] | None, limits: tuple[float, float]
+    shares: Mapping[str, float], targets: Mapping[str, float], limits: tuple[float, float] = (0.2, 5.0)
 ) -> Importance:
     """Weights w_d = lambda_d / q_d, clipped, so that the objective is sum_d lambda_d * E_d[loss].
 
@@ -38,11 +53,11 @@ def importance(
 
     Args:
         shares: domain -> q, of the domains that are sampled; they sum to 1.
-        targets: domain -> lambda in any unit, at least of those domains; None: as sampled.
+        targets: domain -> lambda in any unit, of those domains and perhaps others, which do not count.
         limits: the smallest and the largest weight.
     """
-    total = sum(targets[name] for name in shares) if targets else 1.0
-    exact = {name: targets[name] / total / share if targets else 1.0 for name, share in shares.items()}
+    total = sum(targets[name] for name in shares)
+    exact = {name: targets[name] / total / share for name, share in shares.items()}
     weights = {name: min(max(weight, limits[0]), limits[1]) for name, weight in exact.items()}
     mean = sum(share * weights[name] for name, share in shares.items())
     square = sum(share * weights[name] ** 2 for name, share in shares.items())
@@ -52,3 +67,10 @@ def importance(
         clipped=tuple(name for name in shares if weights[name] != exact[name]),
         effective_share=mean**2 / square,
     )
+
+
+def objective(recipe: Recipe, shares: Mapping[str, float]) -> Importance:
+    """The loss weights of a recipe where domains are sampled in these shares; 1 for all without target weights."""
+    targets = {name: domain.target_weight for name, domain in recipe.data.domains.items()}
+    stated = {name: target for name, target in targets.items() if target is not None}
+    return importance(shares, stated or shares, recipe.loss.weight_limits)

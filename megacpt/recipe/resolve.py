@@ -59,6 +59,7 @@ class Resolved:
         last_step: the step after which this run ends: num_steps, or training.stop_at_step if that comes first.
         evaluation_every_steps: None: not on the way.
         checkpoint_every_steps: None: not on the way.
+        mixture_every_steps: between two decisions of a mixture controller.
         lr: the learning rate's numbers.
     """
 
@@ -77,6 +78,7 @@ class Resolved:
     last_step: int
     evaluation_every_steps: int | None
     checkpoint_every_steps: int | None
+    mixture_every_steps: int
     lr: ResolvedRate
 
     @property
@@ -107,8 +109,8 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     tokens_per_step = rows * sequence_length
     num_steps = math.ceil(recipe.training.tokens / tokens_per_step)
 
-    def steps(stretch: Duration | None) -> int | None:
-        return None if stretch is None else max(1, round(stretch.of(recipe.training.tokens) / tokens_per_step))
+    def steps(stretch: Duration) -> int:
+        return max(1, round(stretch.of(recipe.training.tokens) / tokens_per_step))
 
     return Resolved(
         recipe=recipe,
@@ -124,8 +126,9 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
         tokens_per_step=tokens_per_step,
         num_steps=num_steps,
         last_step=num_steps if recipe.training.stop_at_step is None else min(num_steps, recipe.training.stop_at_step),
-        evaluation_every_steps=steps(recipe.evaluation.every),
-        checkpoint_every_steps=steps(recipe.checkpoint.every),
+        evaluation_every_steps=steps(recipe.evaluation.every) if recipe.evaluation.every else None,
+        checkpoint_every_steps=steps(recipe.checkpoint.every) if recipe.checkpoint.every else None,
+        mixture_every_steps=steps(recipe.mixture.every),
         lr=_rate(recipe, num_steps * tokens_per_step),
     )
 

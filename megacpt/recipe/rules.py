@@ -229,7 +229,7 @@ def mixture_keys_are_used(recipe: Recipe) -> Violations:
 
 
 def controllers_see_what_they_mix(recipe: Recipe) -> Violations:
-    """A controller needs the base model's loss and held-out text of every trained domain, and domains to choose from."""
+    """A controller needs the base model's loss, held-out text of every trained domain, and domains to choose from."""
     mixture, controller = recipe.mixture, recipe.mixture.controller
     if controller == "static":
         return

@@ -100,8 +100,8 @@ class DomainSection(Section):
     """Evaluation tokens, in the same forms; without any, the domain is trained on but not evaluated."""
 
     weight: Annotated[float, Field(ge=0)] | None = None
-    """The domain's share of the training tokens, relative to the other domains' weights; with `replay.rate`, to those of
-    the same role. None for an anchor, and for replay with `replay.match`."""
+    """The domain's share of the training tokens, relative to the other domains' weights; with `replay.rate`, to those
+    of the same role. None for an anchor, and for replay with `replay.match`."""
 
     target_weight: Rate | None = None
     """The domain's share of the objective, relative to the other domains' target weights; None for all: as sampled. The
@@ -176,8 +176,8 @@ class ReplaySection(Section):
     is enough for a weak shift, 0.25 and more for a new language (arXiv:2403.08763). None: as the weights say."""
 
     match: Literal["llama"] | dict[DomainName, Rate] | None = None
-    """The mixture that the model was pre-trained on, source -> share, or the name of a published one. Replay domains are
-    named as its sources and get their shares; without `rate`, new text gets all the rest (strategy III of
+    """The mixture that the model was pre-trained on, source -> share, or the name of a published one. Replay domains
+    are named as its sources and get their shares; without `rate`, new text gets all the rest (strategy III of
     arXiv:2406.14833). llama: common_crawl, c4, github, wikipedia, books, arxiv, stackexchange (arXiv:2302.13971)."""
 
 
@@ -200,8 +200,8 @@ class MixtureSection(Section):
     (arXiv:2307.14430). agent: a policy trained on pilots. random_walk: for those pilots (arXiv:2507.15640)."""
 
     every: Stretch = Duration.parse("2%")
-    """Between two decisions; each evaluates the domains. The loss answers a change of the mixture late: decisions in quick
-    succession overshoot."""
+    """Between two decisions; each evaluates the domains. The loss answers a change of the mixture late: decisions in
+    quick succession overshoot."""
 
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """The least share that a controller gives a domain."""

@@ -39,8 +39,8 @@ def token_shares(recipe: Recipe, stage_weights: Mapping[str, float] | None = Non
         replay domain: R * p_d,    new domain: (1 - R) * p_d
 
     R is `replay.rate`. With `replay.match` the replay domains' weights are their shares of the pre-training mixture; if
-    no rate is set, R is the sum of these shares: new text takes the place of the sources that are not replayed (strategy
-    III of Guo et al. 2024, arXiv:2406.14833). With neither, shares are weights over the sum of all weights.
+    no rate is set, R is the sum of these shares: new text takes the place of the sources that are not replayed
+    (strategy III of Guo et al. 2024, arXiv:2406.14833). With neither, shares are weights over the sum of all weights.
 
     Args:
         recipe: whose rules hold.

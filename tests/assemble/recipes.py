@@ -23,7 +23,7 @@ model:
 data:
   sequence_length: 16
   domains:
-    law: {role: new, shards: law, held_out: law-held-out, weight: 3, loss_weight: 1.0}
+    law: {role: new, shards: law, held_out: law-held-out, weight: 3}
     web: {role: replay, shards: web, weight: 1}
     exam: {role: anchor, held_out: exam}
 batch: {global_rows: 8}

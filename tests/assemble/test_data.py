@@ -148,7 +148,13 @@ def test_too_many_epochs_are_refused(tmp_path: Path) -> None:
 
 
 def test_ranks_share_the_global_batch(tmp_path: Path) -> None:
-    run = resolved(tmp_path, "batch.micro_rows=2", "data.domains.web.loss_weight=0.5", world_size=2)
+    run = resolved(
+        tmp_path,
+        "batch.micro_rows=2",
+        "data.domains.law.target_weight=0.6",
+        "data.domains.web.target_weight=0.4",
+        world_size=2,
+    )
     stream = rows(run)
     batches = []
     for rank in range(2):
@@ -156,12 +162,12 @@ def test_ranks_share_the_global_batch(tmp_path: Path) -> None:
             batches += loader.step(3)
     assert len(batches) == 4 and all(batch.input_ids.shape == (2, 16) for batch in batches)
     assert sum(batch.weights.sum().item() for batch in batches) == pytest.approx(1.0, rel=1e-6)
-    # A label of a domain counts its loss_weight times as much, wherever it lies.
+    # Sampled 3 to 1, aimed at 3 to 2: a label of web counts twice as much, wherever it lies.
     weights = {
         domain: torch.cat([batch.weights[batch.domains == domain] for batch in batches]).max().item()
         for domain in (0, 1)
     }
-    assert weights[0] == pytest.approx(2 * weights[1])
+    assert weights[1] == pytest.approx(2 * weights[0])
 
 
 def test_held_out_text_is_cut_as_the_recipe_says(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_what_does_not_change_the_computation_is_free(key: str, tmp_path: Path) 
         (["seed=1"], [r"seed: 0 then, 1 in .*seed"]),
         (["lr.peak=2e-3"], [r"lr\.peak: 0\.001 then, 0\.002"]),
         (["training.tokens=25600"], [r"training\.tokens: 12800 then, 25600"]),
-        (["data.domains.law.loss_weight=2"], [r"data\.domains\.law\.loss_weight: 1\.0 then, 2\.0"]),
+        (["data.domains.law.max_epochs=3"], [r"data\.domains\.law\.max_epochs: 4\.0 then, 3\.0"]),
         (["data.domains.law.shards=other"], [r"data\.domains\.law\.shards: .*law.* then, .*other"]),
         (["loss.z_loss=0.1"], [r"loss\.z_loss: 0\.0 then, 0\.1"]),
         (["data.domains.new={role: replay, shards: x, weight: 1}"], [r"data\.domains\.new: None then, {"]),
@@ -126,8 +126,8 @@ def test_an_equal_recipe_goes_on_with_the_stored_history(tmp_path: Path) -> None
 def test_an_edited_mixture_holds_from_the_checkpoint_on(tmp_path: Path) -> None:
     now = resolved(tmp_path, "data.domains.web.weight=3", "batch.global_rows=4")
     went_on = continued(tmp_path, now, TEXTS)
-    assert went_on.settings(4) == Settings({"law": 3.0, "web": 1.0}, 16, 8)
-    assert went_on.settings(5) == Settings({"law": 3.0, "web": 3.0}, 16, 4)
+    assert went_on.settings(4) == Settings({"law": 0.75, "web": 0.25}, 16, 8)
+    assert went_on.settings(5) == Settings({"law": 0.5, "web": 0.5}, 16, 4)
     assert (went_on.first_sample(5), went_on.first_sample(6)) == (40, 44)
 
 

@@ -34,7 +34,8 @@ def test_data_and_steps(write: Write) -> None:
     plan = lines(
         write,
         4,
-        "data.domains.web.loss_weight=2",
+        "data.domains.law.target_weight=3",
+        "data.domains.web.target_weight=2",
         "data.domains.code={role: anchor, held_out: x}",
         "training.stop_at_step=9",
     )

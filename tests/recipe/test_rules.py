@@ -11,6 +11,8 @@ from megacpt.errors import RecipeError
 from megacpt.recipe import Recipe, load_recipe, resolve, rules
 from tests.recipe.conftest import Write
 
+HELD_OUT = "data.domains.web.held_out=shards/web-held-out"
+LAW_TARGET = "data.domains.law.target_weight=1"
 BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
     rules.one_batch_size: [
         (["batch.global_rows=null"], "batch: the global batch is stated in rows or in tokens (found neither"),
@@ -39,7 +41,59 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         (["data.domains.code={role: anchor}"], "data.domains.code: an anchor is only measured, so it needs held_out"),
     ],
     rules.some_domain_counts: [
-        (["data.domains.law.weight=0", "data.domains.web.loss_weight=0"], "data.domains: nothing would be learnt"),
+        (["data.domains.law.weight=0", "data.domains.web.weight=0"], "data.domains: nothing would be learnt"),
+    ],
+    rules.targets_are_stated_for_all: [
+        ([LAW_TARGET], "data.domains.web: target weights are relative to each other"),
+        (
+            [LAW_TARGET, "data.domains.web.target_weight=1", "mixture.controller=ddk"],
+            "mixture.controller: target weights would undo what the controller does",
+        ),
+        (
+            ["data.domains.web={role: anchor, held_out: x, target_weight: 1}", LAW_TARGET],
+            "data.domains.web.target_weight: an anchor is no part of the objective",
+        ),
+        (["loss.weight_limits=[2, 5]"], "loss.weight_limits: the limits of loss weights lie around 1"),
+    ],
+    rules.replay_has_both_roles: [
+        (
+            ["replay.rate=0.05", "data.domains.web.role=new"],
+            "replay.rate: replay divides the tokens between old and new text",
+        ),
+        (
+            ["replay.match=llama", "data.domains.web.weight=null"],
+            "data.domains.web: a replayed domain is no source of the pre-training mixture",
+        ),
+        (
+            ["replay.match={web: 0.2, books: 0.8}"],
+            "data.domains.web.weight: the weights of replay come from the pre-training mixture",
+        ),
+        (
+            ["replay.match={web: 1}", "data.domains.web.weight=null"],
+            "replay.match: the whole pre-training mixture is replayed",
+        ),
+    ],
+    rules.mixture_keys_are_used: [
+        (["mixture={smoothing: 0.1}"], "mixture.smoothing: the controller static does not use this key"),
+        (["mixture={controller: skill_it}"], "mixture.controller: the controller skill_it needs mixture.graph"),
+        (
+            ["mixture={controller: topic_perplexity, step_size: 1}"],
+            "mixture.step_size: a share cannot fall by all of itself",
+        ),
+    ],
+    rules.controllers_see_what_they_mix: [
+        (["mixture.controller=ddk"], "data.domains.web: a controller goes by held-out losses"),
+        (
+            [HELD_OUT, "mixture.controller=ddk", "evaluation.at_start=false"],
+            "evaluation.at_start: a controller compares",
+        ),
+        ([HELD_OUT, "mixture={controller: ddk, floor: 0.5}"], "mixture.floor: the least shares of all domains do not"),
+        ([HELD_OUT, "mixture.controller=prioritised"], "mixture.controller: prioritised replay chooses among replay"),
+        ([HELD_OUT, "mixture.controller=constrained"], "mixture.controller: a constrained mixture keeps budgets"),
+        (
+            [HELD_OUT, "mixture.controller=constrained", "data.domains.law.role=replay", "forgetting={web: 0.1}"],
+            "mixture.controller: a constrained mixture has something new to learn",
+        ),
     ],
     rules.pipeline_limits_zero: [
         (["parallel={pipeline: 2, zero_stage: 2}"], "parallel.zero_stage: ZeRO 2 and 3 are incompatible with pipeline"),
