@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megacpt.assemble import data, model, resume
+from megacpt.assemble import data, mixture, model, resume
 from megacpt.assemble.evaluation import budget_watch, occasions
 from megacpt.assemble.outputs import open_sinks
 from megacpt.assemble.schedule import schedule
@@ -17,7 +18,7 @@ from megacpt.assemble.stages import stage_bounds
 from megacpt.checkpoint.export import MODEL_FILES
 from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt.data.stream import Stream
-from megacpt.engine.processes import World, make_tensor_group
+from megacpt.engine.processes import World, from_main, make_tensor_group
 from megacpt.evaluate.evaluator import Evaluator
 from megacpt.observe.events import Events
 from megacpt.observe.flops import mfu
@@ -113,9 +114,14 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         dp_rank=place.data,
         dp_size=resolved.data,
     )
+    steering = mixture.steering(resolved, loader, partial(from_main, world), saved)
 
     def state(step: int) -> dict[str, Any]:
-        standing = {"guard": guard.state(), "evaluation_is_due": evaluation.is_due}
+        standing = {
+            "guard": guard.state(),
+            "evaluation_is_due": evaluation.is_due,
+            "mixture": steering.state(step) if steering else [],
+        }
         return resume.state(resolved, plan.vocab_size, loader.stream.history, step) | standing
 
     checkpoints = CheckpointFolder(folder / "checkpoints")
@@ -131,6 +137,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         barrier=dist.barrier,
         saved=stopping.saved,
     )
+    watch = budget_watch(recipe, folder, first_step, checkpointing.save, is_main)
     evaluation = Evaluation(
         evaluator,
         sinks,
@@ -138,7 +145,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         occasions=due,
         at_start=recipe.evaluation.at_start,
         at_end=recipe.evaluation.at_end,
-        then=budget_watch(recipe, folder, first_step, checkpointing.save, is_main),
+        then=[*([steering] if steering else []), watch],
         interrupted=stopping.now,
         is_due=saved is not None and saved["evaluation_is_due"],
     )

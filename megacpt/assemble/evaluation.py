@@ -18,6 +18,7 @@ def occasions(resolved: Resolved, history: History) -> Occasions:
         resolved.evaluation_every_steps,
         resolved.recipe.evaluation.dense_start,
         beginnings=[history.num_steps(stage.from_tokens) for stage in history.plan],
+        decisions_every_steps=None if resolved.recipe.mixture.controller == "static" else resolved.mixture_every_steps,
     )
 
 

@@ -132,6 +132,12 @@ class Loader:
         self._check_layout(from_step)
         self._plan.cache_clear()
 
+    def new_shares(self, step: int) -> dict[str, float] | None:
+        """Return domain -> share of the tokens that holds from a step on, if it is another than before."""
+        history = self.stream.history
+        shares = history.shares(step)
+        return shares if step == 0 or shares != history.shares(step - 1) else None
+
     def samples(self, step: int) -> Int64s:
         """Return the global sample numbers of this rank's rows: [num_micro_batches, micro_rows]."""
         return self.stream.history.first_sample(step) + self._offsets(step)

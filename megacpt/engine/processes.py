@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import deepspeed
@@ -69,6 +70,13 @@ def join_world() -> World:
         ) from error
     device = torch.device(accelerator.device_name(local_rank if on_cuda else None))
     return World(dist.get_rank(), dist.get_world_size(), device, owns_processes)
+
+
+def from_main(world: World, numbers: Sequence[float]) -> list[float]:
+    """Rank 0's numbers, on every rank. Collective: every rank hands in as many, its own are not looked at."""
+    values = torch.tensor(numbers, dtype=torch.float64, device=world.device)
+    dist.broadcast(values, src=0)
+    return [float(value) for value in values.tolist()]
 
 
 def threads_per_process() -> int:

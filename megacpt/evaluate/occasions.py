@@ -19,14 +19,21 @@ class Occasions:
         dense_start: also 1, 2, 4, 8, ... steps after each beginning, as long as that is less than the distance.
         beginnings: the steps after which training on something new begins: the run's, and each stage's. What a stage
             did is read off an evaluation at its end, so each is an occasion too.
+        decisions_every_steps: the distance of a mixture controller's decisions, which need an evaluation each; None:
+            there is no controller.
     """
 
     every_steps: int | None
     dense_start: bool = True
     beginnings: Sequence[int] = (0,)
+    decisions_every_steps: int | None = None
 
     def __contains__(self, step: object) -> bool:
-        if self.every_steps is None or not isinstance(step, int):
+        if not isinstance(step, int):
+            return False
+        if self.decisions_every_steps is not None and step % self.decisions_every_steps == 0:
+            return True
+        if self.every_steps is None:
             return False
         since = step - max((begin for begin in self.beginnings if begin <= step), default=0)
         is_dense = self.dense_start and since < self.every_steps and since & (since - 1) == 0

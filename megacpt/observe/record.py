@@ -43,6 +43,7 @@ class StepRecord:
         domains: the domains that had tokens in this step.
         mfu: fraction of the devices' peak FLOP/s; None where that peak is not known.
         skipped: True where the update was not applied, else None.
+        mixture: domain -> the share of the tokens that holds from this step on; None where it goes on as before.
     """
 
     step: int
@@ -54,6 +55,7 @@ class StepRecord:
     domains: Mapping[str, DomainLoss]
     mfu: float | None = None
     skipped: bool | None = None
+    mixture: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object of a line in `metrics.jsonl`."""
@@ -63,7 +65,8 @@ class StepRecord:
         """Flat names for dashboards: "train/loss", "train/loss/medical", ..."""
         names = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "tokens", "mfu")
         domains = {f"train/loss/{name}": domain.loss for name, domain in self.domains.items()}
-        return _known({f"train/{name}": getattr(self, name) for name in names}) | domains
+        shares = {f"train/share/{name}": share for name, share in (self.mixture or {}).items()}
+        return _known({f"train/{name}": getattr(self, name) for name in names}) | domains | shares
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Evaluation:
         occasions: Container[int],
         at_start: bool,
         at_end: bool,
-        then: Callable[[EvaluationRecord], None] = lambda record: None,
+        then: Sequence[Callable[[EvaluationRecord], None]] = (),
         interrupted: Callable[[], bool] = lambda: False,
         is_due: bool = False,
     ) -> None:
@@ -107,7 +107,8 @@ class Evaluation:
         self._evaluated_step = step
         for sink in self.sinks:
             sink.write_evaluation(record)
-        self.then(record)
+        for look in self.then:
+            look(record)
 
 
 class Checkpointing:

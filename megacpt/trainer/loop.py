@@ -115,4 +115,5 @@ class Trainer:
             domains=domains,
             mfu=self.utilisation(tokens_per_second),
             skipped=result.skipped or None,
+            mixture=self.loader.new_shares(step),
         )

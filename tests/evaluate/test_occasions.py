@@ -21,3 +21,10 @@ def test_each_stage_begins_densely_and_is_evaluated_at_its_end() -> None:
 
 def test_never_on_the_way() -> None:
     assert steps(Occasions(None), 40) == []
+
+
+def test_every_decision_of_a_controller_needs_an_evaluation() -> None:
+    alone = Occasions(None, decisions_every_steps=3)
+    assert [step for step in range(8) if step in alone] == [0, 3, 6]
+    beside = Occasions(4, dense_start=False, decisions_every_steps=3)
+    assert [step for step in range(9) if step in beside] == [0, 3, 4, 6, 8]

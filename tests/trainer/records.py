@@ -49,6 +49,9 @@ class NotingLoader:
     def tokens(self, step: int) -> int:
         return step * TOKENS_PER_STEP
 
+    def new_shares(self, step: int) -> dict[str, float] | None:
+        return None if step else {"law": 1.0}
+
 
 class NotingHook:
     def __init__(self, name: str, events: Events) -> None:
