@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,14 +64,12 @@ def test_an_agent_is_loaded(tmp_path: Path) -> None:
 
 def test_a_graph_of_other_domains_is_refused(tmp_path: Path) -> None:
     SkillsGraph(("law",), ((1.0,),)).save(tmp_path / "graph.json")
-    with pytest.raises(
-        RecipeError, match=r"mixture\.graph: the skills graph does not know every trained domain .*no web"
-    ):
+    with pytest.raises(RecipeError, match=r"mixture\.graph: the skills graph does not know every .*no web"):
         chosen(tmp_path, f"{{controller: skill_it, graph: {tmp_path / 'graph.json'}}}")
 
 
 def test_the_rules_know_the_keys_of_every_controller() -> None:
-    kinds = {
+    kinds: dict[str, Any] = {
         "ddk": DDK, "topic_perplexity": TopicPerplexity, "skill_it": SkillIt, "prioritised": Prioritised,
         "constrained": Constrained, "random_walk": RandomWalk,
     }  # fmt: skip

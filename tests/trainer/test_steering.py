@@ -38,7 +38,7 @@ def steering(loader: Loader, observations: Sequence[Observation] = ()) -> Steeri
         loader,
         every_steps=2,
         floor=0.0,
-        broadcast=lambda numbers: list(numbers),
+        broadcast=list,
         observations=observations,
     )
 
