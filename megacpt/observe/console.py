@@ -139,20 +139,20 @@ class Console:
         self._out.print()
         self._out.print(table)
         findings = "; ".join(self._finding(name, before.domains[name], after.domains[name]) for name in names)
-        self._print(Text(f"After {_compact(after.tokens - before.tokens)} tokens: {findings}."))
+        self._print(Text(f"After {compact(after.tokens - before.tokens)} tokens: {findings}."))
 
     def _cells(self, record: StepRecord) -> list[_Cell]:
         """The values of a step's line, in order; in a terminal, only the domains that its width has room for."""
         step = f"{record.step:>{len(str(self._num_steps))}}/{self._num_steps}"
         before = [
             _Cell("step", step, len(step), "bold"),
-            _Cell("tokens", f"{_compact(record.tokens):>5}", 6),
+            _Cell("tokens", f"{compact(record.tokens):>5}", 6),
             _Cell("loss", f"{record.loss:.4f}", 6, "bold"),
         ]
         after = [
             _Cell("lr", f"{record.learning_rate:.2e}", 8),
             _Cell("grad norm", f"{record.grad_norm:.3g}", 9),
-            _Cell("tok/s", f"{_compact(record.tokens_per_second):>5}", 5),
+            _Cell("tok/s", f"{compact(record.tokens_per_second):>5}", 5),
             *([] if record.mfu is None else [_Cell("MFU", f"{record.mfu:.1%}", 5)]),
             _Cell("left", self._left(record), 9),
         ]
@@ -218,7 +218,7 @@ def _bits(domain: DomainEvaluation) -> str:
     return "-" if domain.bits_per_byte is None else f"{domain.bits_per_byte:.4f}"
 
 
-def _compact(number: float) -> str:
+def compact(number: float) -> str:
     """Three significant digits: 530 -> "530", 24_576 -> "24.6K", 20e9 -> "20B"."""
     for unit in ("", "K", "M", "B"):
         if number < 999.5:

@@ -76,7 +76,9 @@ class JsonLines:
         last = {self._metrics: step, self._evaluations: step if last_evaluation is None else last_evaluation}
         for path, last_step in last.items():
             if path.exists():
-                kept = b"".join(orjson.dumps(line) + b"\n" for line in _read(path) if line["step"] <= last_step)
+                kept = b"".join(
+                    orjson.dumps(line) + b"\n" for line in read_json_lines(path) if line["step"] <= last_step
+                )
                 replacement = path.with_suffix(".jsonl.new")
                 with replacement.open("wb") as file:
                     file.write(kept)
@@ -86,9 +88,7 @@ class JsonLines:
 
     def evaluations(self) -> list[EvaluationRecord]:
         """The evaluations written so far, oldest first."""
-        if not self._evaluations.exists():
-            return []
-        return [EvaluationRecord.from_dict(line) for line in _read(self._evaluations)]
+        return [EvaluationRecord.from_dict(line) for line in read_json_lines(self._evaluations)]
 
 
 def _append(path: Path, values: Mapping[str, Any]) -> None:
@@ -96,8 +96,13 @@ def _append(path: Path, values: Mapping[str, Any]) -> None:
         file.write(orjson.dumps(values) + b"\n")
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, without a torn last line; any other line that is not JSON is left out with a warning."""
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, if there is one, without a torn last line.
+
+    Any other line that is not JSON is left out with a warning.
+    """
+    if not path.exists():
+        return []
     lines = path.read_bytes().split(b"\n")
     objects = []
     for number, line in enumerate(lines, start=1):
