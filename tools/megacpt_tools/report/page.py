@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,6 @@ class Page:
 def render(runs: Sequence[RunRecords]) -> tuple[str, dict[str, Spec]]:
     """The page, and the charts on it by their names."""
     import jinja2
-    import vl_convert
 
     page = Page()
     environment = jinja2.Environment(
@@ -74,11 +74,19 @@ def render(runs: Sequence[RunRecords]) -> tuple[str, dict[str, Spec]]:
         comparison=_comparison(page, runs) if len(runs) > 1 else None,
         runs=[_run(page, run) for run in runs],
         specs=page.specs,
-        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed"),
+        library=_library(),
         light=charts.LIGHT,
         dark=charts.DARK,
     )
     return html, {chart.split("-", 2)[2]: spec for chart, spec in page.specs.items()}
+
+
+@cache
+def _library() -> str:
+    """What draws the charts in a browser, whole: vega-embed with Vega and Vega-Lite."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")
 
 
 def _progress(run: RunRecords, with_name: bool) -> str:
@@ -218,7 +226,8 @@ def _section(title: str, text: str, *shown: Chart, rows: Any = (), columns: Any 
 
 def _comparison(page: Page, runs: Sequence[RunRecords]) -> dict[str, Any]:
     domains = list(dict.fromkeys(name for run in runs for name in run.curves))
-    units = ["tokens"] + ["FLOPs"] * all(run.flops_per_token for run in runs)
+    costs = {run.flops_per_token for run in runs}
+    units = ["tokens"] + ["FLOPs"] * (None not in costs and len(costs) > 1)
     return {
         "pareto": page.chart(
             "pareto",
@@ -249,6 +258,8 @@ def _at_equal(runs: Sequence[RunRecords], domains: Sequence[str], unit: str) -> 
         )
         rows.append([run.name, *("" if change is None else _signed(change, 4) for change in changes)])
     amount = f"{compact(common)} tokens" if unit == "tokens" else f"{common:.3g} FLOPs"
+    if len({run.flops_per_token for run in runs}) == 1 and runs[0].flops_per_token:
+        amount += ", which are equal FLOPs too"
     return {"title": f"Change from the base at {amount}", "rows": rows, "columns": ["run", *domains]}
 
 
