@@ -10,13 +10,14 @@ from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.data.loader import Loader
 from megacpt.data.stream import Stream, record_of
+from megacpt.data.view import Subset, View, select
 from megacpt.errors import DataError
 from megacpt.parallel.grid import Coordinate
 from megacpt.recipe import Recipe, Resolved, objective, token_shares
 
 
-def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus]:
-    """Domain -> its tokens, of all domains that have this part.
+def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus | View]:
+    """Domain -> its tokens, of all domains that have this part; of `shards`, the subset that the recipe trains on.
 
     Args:
         recipe: the recipe.
@@ -26,14 +27,16 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
     Raises:
         DataError: shards are missing or broken, or made for another vocabulary.
     """
-    corpora = {}
+    corpora: dict[str, Corpus | View] = {}
     for name, domain in recipe.data.domains.items():
         paths = getattr(domain, part)
         if not paths:
             continue
         key = f"data.domains.{name}.{part}"
         try:
-            corpus = open_corpus(paths)
+            whole = open_corpus(paths)
+            subset = Subset(domain.where, domain.rank_by, domain.top_tokens, domain.quantiles)
+            corpus = select(whole, subset) if part == "shards" and subset != Subset() else whole
         except DataError as error:
             error.where = f"{recipe.where(key)}: {error.where}" if error.where else recipe.where(key)
             raise
@@ -49,7 +52,9 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
     return corpora
 
 
-def check_tokenizers(recipe: Recipe, parts: Mapping[str, Mapping[str, Corpus]], model_fingerprint: str | None) -> None:
+def check_tokenizers(
+    recipe: Recipe, parts: Mapping[str, Mapping[str, Corpus | View]], model_fingerprint: str | None
+) -> None:
     """Refuse shards of different tokenizers, or of another tokenizer than the model's.
 
     Fingerprints are of one kind of tokenizer file: a tokenizer.json and a SentencePiece model of the same tokenizer
@@ -86,12 +91,12 @@ def plan(resolved: Resolved) -> tuple[Stage, ...]:
     return (Stage(0, Settings(shares, resolved.sequence_length, resolved.global_rows)),)
 
 
-def history(resolved: Resolved, corpora: Mapping[str, Corpus]) -> History:
+def history(resolved: Resolved, corpora: Mapping[str, Corpus | View]) -> History:
     """The data of a run that starts now."""
     return History.begin(resolved.recipe.seed, plan(resolved), records(corpora))
 
 
-def records(corpora: Mapping[str, Corpus]) -> dict[str, CorpusRecord]:
+def records(corpora: Mapping[str, Corpus | View]) -> dict[str, CorpusRecord]:
     """Domain -> what identifies its text."""
     return {name: record_of(corpus) for name, corpus in corpora.items()}
 
@@ -127,7 +132,7 @@ def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int)
     )
 
 
-def held_out(recipe: Recipe, corpora: Mapping[str, Corpus]) -> dict[str, HeldOut]:
+def held_out(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, HeldOut]:
     """Domain -> the held-out text that is evaluated."""
     return {
         name: HeldOut(
@@ -146,6 +151,7 @@ def describe(rows: Stream, num_steps: int) -> dict[str, str]:
         domain.name: (
             f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
             f"{domain.epochs:.2f} epochs"
+            + "".join(f"; {removed}" for removed in getattr(rows.corpora[domain.name], "removed", ()))
         )
         for domain in rows.report(num_steps)
     }

@@ -10,14 +10,16 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
 
-from megacpt.data.manifest import UNFINISHED, TokenizerRecord, read_manifest
-from megacpt.data.shard import Shard
+from megacpt.data.manifest import NUMBER, UNFINISHED, Manifest, TokenizerRecord, read_manifest, stacked
+from megacpt.data.token_files import TokenFile, open_token_file
 from megacpt.errors import DataError
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -27,22 +29,33 @@ class Corpus:
     """The shards of one domain, end to end.
 
     Attributes:
-        num_tokens, num_documents: totals.
+        num_tokens: of all shards.
         text_bytes: UTF-8 bytes of the text, or None where a shard has no manifest that would say.
         tokenizer: what made the ids, or None where no manifest says.
+        folders: where the columns of the documents are, if every shard is of a folder with a manifest.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], *, text_bytes: int | None = None, tokenizer: TokenizerRecord | None = None
+        self,
+        shards: Sequence[TokenFile],
+        *,
+        text_bytes: int | None = None,
+        tokenizer: TokenizerRecord | None = None,
+        folders: Sequence[tuple[Path, Manifest]] = (),
     ) -> None:
         self.shards = tuple(shards)
+        self.folders = tuple(folders)
         self.text_bytes = text_bytes
         self.tokenizer = tokenizer
         self._offsets = [0]
         for shard in self.shards:
             self._offsets.append(self._offsets[-1] + shard.num_tokens)
         self.num_tokens = self._offsets[-1]
-        self.num_documents = sum(shard.num_documents for shard in self.shards)
+
+    @cached_property
+    def num_documents(self) -> int:
+        """Documents, empty ones included; raw token files are scanned for it."""
+        return sum(shard.num_documents for shard in self.shards)
 
     @property
     def fingerprint(self) -> str | None:
@@ -107,7 +120,22 @@ class Corpus:
         crosses = (starts < 0) | (starts + count > offsets[shards + 1])
         return np.where(crosses, -1, shards), starts - offsets[shards]
 
-    def _pieces(self, start: int, stop: int) -> list[tuple[Shard, int, int, int]]:
+    def document_offsets(self) -> NDArray[np.int64]:
+        """Absolute token offsets of all documents, and the end: int64 [num_documents + 1]."""
+        pairs = zip(self._offsets, self.shards, strict=False)
+        pieces = [offset + shard.document_offsets()[:-1] for offset, shard in pairs]
+        return np.concatenate([*pieces, [self.num_tokens]])
+
+    def columns(self, names: Sequence[str]) -> pyarrow.Table:
+        """The named columns of all documents, in reading order; those that nobody kept are left out.
+
+        Where a shard does not keep a column its values are null. Corpora without manifests keep none.
+        """
+        if not self.folders:
+            return pyarrow.table({NUMBER: np.arange(self.num_documents)})
+        return stacked([manifest.read_columns(folder, names) for folder, manifest in self.folders])
+
+    def _pieces(self, start: int, stop: int) -> list[tuple[TokenFile, int, int, int]]:
         """(shard, first and last + 1 token inside it, the shard's absolute offset) of the shards in [start, stop)."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens [{start}, {stop}) are not inside [0, {self.num_tokens})")
@@ -129,22 +157,27 @@ def open_corpus(paths: PathLike | Sequence[PathLike]) -> Corpus:
     """Open a domain.
 
     Args:
-        paths: any mixture of folders with a manifest.json and Megatron shards (prefix, .bin or .idx), in reading order.
+        paths: any mixture of folders with a manifest.json, Megatron shards (prefix, .bin or .idx) and the files of
+            `megacpt.data.token_files`, in reading order; a * stands for what it matches, sorted.
 
     Raises:
         DataError: nothing there, a broken shard, a manifest that contradicts its files, or different tokenizers.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    shards: list[Shard] = []
+    shards: list[TokenFile] = []
+    folders: list[tuple[Path, Manifest]] | None = []
     text_bytes: int | None = 0
     tokenizer: TokenizerRecord | None = None
     named_by = ""
-    for path in map(Path, paths):
+    for name in (name for path in paths for name in _matching(os.fspath(path))):
+        path = Path(name)
         if path.is_dir():
             manifest = read_manifest(path)
             shards += manifest.open_shards(path)
             text_bytes = None if text_bytes is None else text_bytes + manifest.bytes
+            if folders is not None:
+                folders.append((path, manifest))
             if tokenizer is not None and tokenizer.fingerprint != manifest.tokenizer.fingerprint:
                 raise DataError(
                     "shards of one domain were built with different tokenizers",
@@ -158,8 +191,16 @@ def open_corpus(paths: PathLike | Sequence[PathLike]) -> Corpus:
             if (path.parent / UNFINISHED).exists():
                 hint = "Let the build come to its end, and name its folder."
                 raise DataError("this shard is of an unfinished build", where=str(path), hint=hint)
-            shards.append(Shard(path.with_suffix("") if path.suffix in (".bin", ".idx") else path))
-            text_bytes = None
+            shards.append(open_token_file(name))
+            text_bytes = folders = None
     if not any(shard.num_tokens for shard in shards):
         raise DataError("there are no tokens here", where=", ".join(map(str, paths)) or "no path given")
-    return Corpus(shards, text_bytes=text_bytes, tokenizer=tokenizer)
+    return Corpus(shards, text_bytes=text_bytes, tokenizer=tokenizer, folders=folders or ())
+
+
+def _matching(name: str) -> list[str]:
+    """What a name with a * matches, each with the parameters after its question mark; the name itself without a *."""
+    pattern, mark, parameters = name.partition("?")
+    if "*" not in pattern:
+        return [name]
+    return [f"{path}{mark}{parameters}" for path in sorted(glob(pattern, recursive=True))]

@@ -21,6 +21,8 @@ from megacpt.data.shard import AtomicFile, Shard
 from megacpt.errors import DataError
 
 FILE_NAME = "manifest.json"
+NUMBER = "number_in_shard"
+"""A column of every table of columns, so that it has its rows even where nobody kept any."""
 UNFINISHED = ".unfinished"
 """The mark of a folder that a build is working in, or was interrupted in."""
 _HASH_BYTES = 1 << 22
@@ -142,13 +144,14 @@ class Manifest(_Section):
             file.write(self.model_dump_json(indent=2).encode() + b"\n")
 
     def read_columns(self, folder: str | os.PathLike[str], names: Sequence[str]) -> pyarrow.Table:
-        """The named columns of all documents, in their order; what no shard keeps is left out.
+        """The named columns of all documents, in their order; what no shard keeps is left out, and what one does not
+        keep is null there.
 
         Raises:
             DataError: a file is missing, or has other rows than its shard has documents.
         """
         tables = [_shard_columns(Path(folder), record, names) for record in self.shards]
-        return pyarrow.concat_tables(tables, promote_options="permissive")
+        return stacked([*tables, pyarrow.table({NUMBER: pyarrow.array([], pyarrow.int64())})])
 
     def open_shards(self, folder: str | os.PathLike[str]) -> list[Shard]:
         """Open the shards and hold them against the manifest; constant time per shard.
@@ -189,6 +192,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise DataError("this is no manifest of shards", where=where, found=first["msg"]) from None
 
 
+def stacked(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
+    """Tables below each other: missing columns are null, and integers become floats where one has floats."""
+    try:
+        return pyarrow.concat_tables(tables, promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise DataError("shards keep values of different kinds in one column", found=error) from None
+
+
 def verify(folder: str | os.PathLike[str], on_shard: Callable[[ShardRecord], None] | None = None) -> Manifest:
     """Read every byte of a folder of shards and hold it against its manifest.
 
@@ -221,8 +232,8 @@ def verify(folder: str | os.PathLike[str], on_shard: Callable[[ShardRecord], Non
 
 
 def _shard_columns(folder: Path, record: ShardRecord, names: Sequence[str]) -> pyarrow.Table:
-    """The named columns of one shard's documents; the number of rows holds even without any."""
-    table = pyarrow.table({"": np.arange(record.documents, dtype=np.int64)})
+    """The named columns of one shard's documents, after their numbers in it."""
+    table = pyarrow.table({NUMBER: np.arange(record.documents)})
     for columns in record.columns:
         path = folder / columns.file
         try:
@@ -236,7 +247,7 @@ def _shard_columns(folder: Path, record: ShardRecord, names: Sequence[str]) -> p
             if name in table.column_names:
                 table = table.drop_columns(name)
             table = table.append_column(name, found.column(name))
-    return table.drop_columns("") if table.num_columns > 1 else table
+    return table
 
 
 def _agree(what: str, manifest_says: object, files_say: object) -> None:

@@ -177,15 +177,7 @@ class Shard:
         They tell another shard, another order of documents or another tokenizer from this one. A few changed bytes in
         the middle of a large file can escape; `megacpt shards verify` reads all of it.
         """
-        content = hashlib.blake2b(digest_size=16)
-        for path in (self.idx_path, self.bin_path):
-            size = path.stat().st_size
-            content.update(size.to_bytes(8, "little"))
-            with path.open("rb") as file:
-                for number in range(_DIGEST_SAMPLES):
-                    file.seek(max(size - _DIGEST_BYTES, 0) * number // (_DIGEST_SAMPLES - 1))
-                    content.update(file.read(_DIGEST_BYTES))
-        return content.hexdigest()
+        return sampled_digest((self.idx_path, self.bin_path))
 
     def verify(self, vocab_size: int | None = None) -> None:
         """Read the whole shard and check what opening it cannot.
@@ -319,6 +311,19 @@ class _OpenShard:
 @lru_cache(maxsize=MAX_OPEN_SHARDS)
 def _open(shard: Shard) -> _OpenShard:
     return _OpenShard(shard)
+
+
+def sampled_digest(paths: Sequence[Path]) -> str:
+    """32 hexadecimal digits of the sizes of files and of samples of their bytes, in constant time."""
+    content = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        size = path.stat().st_size
+        content.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for number in range(_DIGEST_SAMPLES):
+                file.seek(max(size - _DIGEST_BYTES, 0) * number // (_DIGEST_SAMPLES - 1))
+                content.update(file.read(_DIGEST_BYTES))
+    return content.hexdigest()
 
 
 class ShardWriter:

@@ -124,6 +124,20 @@ def anchors_are_only_measured(recipe: Recipe) -> Violations:
             )
 
 
+def subsets_are_told_by_what(recipe: Recipe) -> Violations:
+    """`top_tokens` or `quantiles`, not both, and `rank_by` with one of them."""
+    for name, domain in recipe.data.domains.items():
+        key = f"data.domains.{name}"
+        if domain.top_tokens is not None and domain.quantiles is not None:
+            yield RecipeError("top_tokens and quantiles choose the same documents", where=recipe.where(key))
+        elif (domain.top_tokens is None and domain.quantiles is None) != (domain.rank_by is None):
+            hint = f"Set {key}.rank_by to a column, and one of top_tokens and quantiles."
+            yield RecipeError("rank_by and what it ranks for go together", where=recipe.where(key), hint=hint)
+        elif domain.quantiles is not None and not domain.quantiles[0] < domain.quantiles[1]:
+            where = recipe.where(f"{key}.quantiles")
+            yield RecipeError("quantiles go from low to high", where=where, found=list(domain.quantiles))
+
+
 def some_domain_counts(recipe: Recipe) -> Violations:
     """The weights sum to more than 0."""
     if not recipe.replay.match and not any(domain.weight for domain in recipe.data.domains.values()):
@@ -455,6 +469,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     flash_attention_needs_half_precision,
     trained_domains_have_shards_and_weight,
     anchors_are_only_measured,
+    subsets_are_told_by_what,
     some_domain_counts,
     targets_are_stated_for_all,
     replay_has_both_roles,

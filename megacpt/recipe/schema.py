@@ -33,6 +33,7 @@ SequenceLength = Annotated[int, BeforeValidator(parse_sequence_length), Field(ge
 Stretch = Annotated[InstanceOf[Duration], BeforeValidator(Duration.parse), PlainSerializer(str, when_used="json")]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(strict=False)]
 Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -93,11 +94,25 @@ class DomainSection(Section):
     measured."""
 
     shards: Paths = ()
-    """Training tokens: folders with a manifest.json, or Megatron IndexedDataset prefixes, relative to the current
-    directory."""
+    """Training tokens: folders with a manifest.json, Megatron IndexedDataset prefixes, datatrove's `.ds` files, or raw
+    token files as OLMo's (`part-*.npy?dtype=uint32&eos_id=100257`); relative to the current directory."""
 
     held_out: Paths = ()
     """Evaluation tokens, in the same forms; without any, the domain is trained on but not evaluated."""
+
+    where: str | None = None
+    """Train only on documents that satisfy this: `year >= 2015 and source in ('web', 'books')`. Names are those of
+    columns kept by `megacpt shards build --keep-columns`, and `num_tokens` and `text_bytes` of a document."""
+
+    rank_by: str | None = None
+    """The column that `top_tokens` and `quantiles` go by, such as a quality score. Documents without it are out."""
+
+    top_tokens: Tokens | None = None
+    """Train only on the documents with the highest values of `rank_by`, as many as it takes to have so many tokens."""
+
+    quantiles: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
+    """Train only on the documents between these shares of the domain's tokens, by rising `rank_by`: [0.5, 1] is the
+    better half. Quantiles that share an edge share no document."""
 
     weight: Annotated[float, Field(ge=0)] | None = None
     """The domain's share of the training tokens, relative to the other domains' weights; with `replay.rate`, to those

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megacpt.assemble import data
-from megacpt.data.corpus import Corpus
+from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.manifest import TokenizerRecord
 from megacpt.data.stream import Stream
 from megacpt.errors import DataError
@@ -17,6 +17,7 @@ from megacpt.parallel.grid import Coordinate
 from megacpt.recipe import Resolved
 from tests.assemble.recipes import resolved
 from tests.data.memory_corpus import MemoryCorpus
+from tests.data.test_manifest import write_folder
 
 
 def made_by(fingerprint: str | None, kind: str = "huggingface") -> Corpus:
@@ -119,6 +120,18 @@ def test_what_is_missing_is_placed_in_the_recipe(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"small\.yaml:\d+: data\.domains\.law\.shards: law"):
         data.open_corpora(resolved(tmp_path).recipe, "shards", 118)
+
+
+def test_a_subset_is_trained_on_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "corpus", [[[1] * 5, [2] * 20, [3] * 7]])
+    corpus = open_corpus(tmp_path / "corpus")
+    monkeypatch.setattr(data, "open_corpus", lambda paths: corpus)
+    run = resolved(tmp_path, "data.domains.law.where=num_tokens > 6")
+    corpora = data.open_corpora(run.recipe, "shards", 118)
+    assert [corpora[name].num_tokens for name in ("law", "web")] == [27, 32]
+    assert data.open_corpora(run.recipe, "held_out", 118)["law"] is corpus
+    described = data.describe(Stream(corpora, data.history(run, corpora)), num_steps=1)
+    assert described["law"].endswith("epochs; where num_tokens > 6 removes 1 documents, 5 tokens")
 
 
 CORPORA: dict[str, Any] = {"law": MemoryCorpus([20] * 40), "web": MemoryCorpus([20] * 40, first_token=10_000)}

@@ -16,7 +16,7 @@ class MemoryCorpus(OneByOne):
 
     def __init__(self, lengths: Sequence[int], first_token: int = 0, text_bytes: int | None = None) -> None:
         self.tokens = first_token + np.arange(sum(lengths))
-        self.starts = np.unique(np.cumsum([0, *lengths])[:-1])
+        self.starts = np.setdiff1d(np.cumsum([0, *lengths])[:-1], [sum(lengths)])
         self.num_tokens = len(self.tokens)
         self.num_documents = len(lengths)
         self.text_bytes = text_bytes

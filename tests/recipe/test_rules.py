@@ -40,6 +40,15 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         (["data.domains.law.role=anchor"], "data.domains.law.weight: an anchor is never trained on (found 3.0"),
         (["data.domains.code={role: anchor}"], "data.domains.code: an anchor is only measured, so it needs held_out"),
     ],
+    rules.subsets_are_told_by_what: [
+        (["data.domains.law.top_tokens=1B"], "data.domains.law: rank_by and what it ranks for go together"),
+        (["data.domains.law.rank_by=score"], "one of top_tokens and quantiles"),
+        (
+            ["data.domains.law={rank_by: score, top_tokens: 1B, quantiles: [0, 1]}"],
+            "data.domains.law: top_tokens and quantiles choose the same documents",
+        ),
+        (["data.domains.law={rank_by: score, quantiles: [0.5, 0.5]}"], "data.domains.law.quantiles: quantiles go from"),
+    ],
     rules.some_domain_counts: [
         (["data.domains.law.weight=0", "data.domains.web.weight=0"], "data.domains: nothing would be learnt"),
     ],

@@ -361,7 +361,8 @@ def test_slices_joined_hold_what_one_build_holds(
         assert len(manifest.shards) == 3
         assert documents_of(folder) == documents_of(whole)
         names = ["number", "text_bytes"]
-        assert manifest.read_columns(folder, names).equals(verify(whole).read_columns(whole, names))
+        columns, whole_columns = manifest.read_columns(folder, names), verify(whole).read_columns(whole, names)
+        assert columns.select(names).equals(whole_columns.select(names))
         assert manifest.sources == verify(whole).sources
     with pytest.raises(DataError, match=r"joined already"):
         join_slices(tmp_path / "sliced")

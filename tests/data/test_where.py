@@ -1,0 +1,75 @@
+"""Conditions say which rows they mean, and nothing that is no condition is ever run."""
+
+from __future__ import annotations
+
+import pyarrow
+import pytest
+
+from megacpt.data.where import Where
+from megacpt.errors import DataError
+
+COLUMNS = pyarrow.table(
+    {
+        "year": [2014, 2015, None, 2020],
+        "score": [0.5, -1.0, 0.9, 0.7],
+        "source": ["web", "books", "web", None],
+        "good": [True, False, True, None],
+        "unknown": pyarrow.nulls(4),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("year >= 2015 and score > 0.6", [3]),
+        ("year < 2015 or source == 'books'", [0, 1]),
+        ("not year >= 2015", [0]),
+        ("0 < score <= 0.7", [0, 3]),
+        ("0.8 < score", [2]),
+        ("score == -1", [1]),
+        ("source in ('web', 'news')", [0, 2]),
+        ("source not in ['web']", [1]),
+        ("source is None or year is None", [2, 3]),
+        ("source is not None and source != 'web'", [1]),
+        ("good", [0, 2]),
+        ("not good", [1]),
+        ("year > score", [0, 1, 3]),
+        ("unknown > 3", []),
+        ("  (year == 2014)\n", [0]),
+    ],
+)
+def test_a_condition_chooses_rows(text: str, rows: list[int]) -> None:
+    assert Where(text).mask(COLUMNS).nonzero()[0].tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "year >=",
+        "__import__('os').system('true')",
+        "year.real == 2014",
+        "year[0] == 1",
+        "[x for x in year]",
+        "year + 1 == 2015",
+        "year == (lambda: 1)",
+        "year in source",
+        "year in ()",
+        "source is source",
+        "'web'",
+        "f'{year}' == '2014'",
+        "year if good else score",
+        "(year := 1) == 1",
+    ],
+)
+def test_what_is_no_condition_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="condition"):
+        Where(text)
+
+
+def test_columns_that_do_not_fit_are_named() -> None:
+    with pytest.raises(DataError, match=r"no column 'date'.*found year, score.*--keep-columns"):
+        Where("date > 1").mask(COLUMNS)
+    with pytest.raises(DataError, match=r"does not fit the columns.*expected source: string"):
+        Where("source > 3").mask(COLUMNS)
