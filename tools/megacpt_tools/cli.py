@@ -21,6 +21,7 @@ COMMANDS = {
     "shards": ("megacpt_tools.shards", "build, inspect and verify shards of tokens"),
     "report": ("megacpt_tools.report", "show what a run learned and forgot, or compare runs, as one page"),
     "watch": ("megacpt_tools.watch", "show a run in the terminal as it goes on"),
+    "merge": ("megacpt_tools.merge", "add instruction tuning to a trained base, interpolate or average models"),
     "export": ("megacpt_tools.export", "write a run or checkpoint as a Hugging Face folder"),
     "quickstart": ("megacpt_tools.quickstart", "train a small model on medical text, everything included"),
     "debug-data": ("megacpt_tools.debug_data", "make the shards of the recipe debug-tiny"),

@@ -1,0 +1,62 @@
+"""`megacpt merge`: sums of models, streamed from and to Hugging Face folders on any machine, without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    kinds = parser.add_mutually_exclusive_group(required=True)
+    kinds.add_argument(
+        "--residual",
+        nargs=3,
+        type=Path,
+        metavar=("TRAINED", "INSTRUCT", "BASE"),
+        help="TRAINED + scale * (INSTRUCT - BASE): instruction tuning carried over to a base that was trained on",
+    )
+    kinds.add_argument(
+        "--lerp",
+        nargs=2,
+        type=Path,
+        metavar=("BASE", "TRAINED"),
+        help="a point between two models: share 0 is BASE, 1 is TRAINED",
+    )
+    kinds.add_argument("--average", nargs="+", type=Path, metavar="MODEL", help="the mean of models")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="the folder to write; new or empty"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="with --residual (1)")
+    parser.add_argument("--share", type=float, default=0.5, help="with --lerp (0.5)")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", metavar="W", help="with --average: one for each (equal ones)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the sum."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from megacpt.checkpoint.merge import average, lerp, merge, residual
+
+    if arguments.residual:
+        trained, instruct, base = arguments.residual
+        terms, files_from = residual(trained, instruct, base, arguments.scale), instruct
+    elif arguments.lerp:
+        base, trained = arguments.lerp
+        terms, files_from = lerp(base, trained, arguments.share), trained
+    else:
+        terms, files_from = average(arguments.average, arguments.weights), arguments.average[-1]
+    columns = (TextColumn("merging"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        merge(
+            terms,
+            arguments.output,
+            files_from=files_from,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    print(f"wrote {arguments.output}: " + " ".join(f"{factor:+g} x {folder}" for folder, factor in terms))
+    return 0
