@@ -24,6 +24,7 @@ COMMANDS = {
     "merge": ("megacpt_tools.merge", "add instruction tuning to a trained base, interpolate or average models"),
     "export": ("megacpt_tools.export", "write a run or checkpoint as a Hugging Face folder"),
     "quickstart": ("megacpt_tools.quickstart", "train a small model on medical text, everything included"),
+    "mixture": ("megacpt_tools.mixture", "learn from pilot runs how to mix: a skills graph, an agent"),
     "debug-data": ("megacpt_tools.debug_data", "make the shards of the recipe debug-tiny"),
 }
 

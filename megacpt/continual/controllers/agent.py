@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from megacpt.continual.controllers.controller import Controller, Numbers, Observation, base_losses, softmax
 from megacpt.errors import DataError
+from megacpt.observe.record import EvaluationRecord
 
 FEATURES = ("constant", "rise", "change", "share")
 """What the agent sees of a domain: 1; its loss above the base model's; the change of its loss since the last decision;
@@ -105,6 +106,23 @@ class Agent(Controller):
                 found=f"{type(error).__name__}: {error}",
                 hint="Train one on pilot runs: megacpt mixture train-agent RUN... --output FOLDER.",
             ) from error
+
+
+def trajectory(evaluations: Sequence[EvaluationRecord], mixtures: Mapping[int, Numbers]) -> list[Observation]:
+    """What a pilot run observed at its decisions: the evaluations after which its mixture changed, and the last one.
+
+    Args:
+        evaluations: of the run, oldest first.
+        mixtures: step, counted from 1 -> the shares that held from it on, as in `metrics.jsonl`.
+    """
+    observations = []
+    for number, record in enumerate(evaluations, 1):
+        begun = [step for step in mixtures if step <= max(record.step, 1)]
+        if begun and (record.step + 1 in mixtures or number == len(evaluations)):
+            shares = mixtures[max(begun)]
+            losses = {name: record.domains[name].loss for name in shares if name in record.domains}
+            observations.append(Observation(record.step, record.tokens, losses, dict(shares)))
+    return observations
 
 
 def train_agent(

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megacpt.continual.controllers.agent import Agent, features, train_agent
+from megacpt.continual.controllers.agent import Agent, features, train_agent, trajectory
 from megacpt.continual.controllers.controller import Observation
 from megacpt.continual.controllers.random_walk import RandomWalk
 from megacpt.errors import DataError
+from megacpt.observe.record import DomainEvaluation, EvaluationRecord
 from tests.continual.controllers.learner import Learner, observe, simulate
 
 UNIFORM = {"a": 1 / 3, "b": 1 / 3, "useless": 1 / 3}
@@ -49,6 +50,17 @@ def test_training_is_deterministic_and_the_files_are_exact(tmp_path: Path) -> No
     seen = pilots(1)[0]
     assert loaded.decide(seen, UNIFORM) == agent.decide(seen, UNIFORM) == again.decide(seen, UNIFORM)
     assert {path.suffix for path in (tmp_path / "agent").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_trajectory_is_what_was_seen_at_the_decisions() -> None:
+    def record(step: int) -> EvaluationRecord:
+        losses = {"a": 5.0 - step, "b": 3.0, "anchor": 1.0}
+        return EvaluationRecord(step, step * 10, {name: DomainEvaluation(loss, None, 9) for name, loss in losses.items()})
+
+    first, second = {"a": 0.5, "b": 0.5}, {"a": 0.8, "b": 0.2}
+    seen = trajectory([record(step) for step in (0, 1, 2, 4, 6)], {1: first, 5: second})
+    assert [(o.step, o.weights) for o in seen] == [(0, first), (4, first), (6, second)]
+    assert seen[1].losses == {"a": 1.0, "b": 3.0}
 
 
 def test_what_is_no_agent_is_refused(tmp_path: Path) -> None:
