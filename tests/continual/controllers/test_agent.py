@@ -55,7 +55,9 @@ def test_training_is_deterministic_and_the_files_are_exact(tmp_path: Path) -> No
 def test_a_trajectory_is_what_was_seen_at_the_decisions() -> None:
     def record(step: int) -> EvaluationRecord:
         losses = {"a": 5.0 - step, "b": 3.0, "anchor": 1.0}
-        return EvaluationRecord(step, step * 10, {name: DomainEvaluation(loss, None, 9) for name, loss in losses.items()})
+        return EvaluationRecord(
+            step, step * 10, {name: DomainEvaluation(loss, None, 9) for name, loss in losses.items()}
+        )
 
     first, second = {"a": 0.5, "b": 0.5}, {"a": 0.8, "b": 0.2}
     seen = trajectory([record(step) for step in (0, 1, 2, 4, 6)], {1: first, 5: second})
