@@ -1,7 +1,7 @@
 """The batch script with stand-ins for Slurm's commands: what each rank gets, and what signals and failures do.
 
-`srun` runs its command once per task with Slurm's variables, and hands USR1 on; `python` writes down its arguments and
-environment in place of training.
+`srun` runs its command once per task with Slurm's variables, and hands USR1 on to all processes of a task; `python`
+writes down its arguments and environment in place of training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "slurm" / "train.sbatch"
+from megacpt.trainer.stopping import INTERRUPTED
+
+SCRIPTS = Path(__file__).parents[2] / "slurm"
 NUM_NODES = 2
 TASKS_PER_NODE = 2
 
@@ -31,11 +33,14 @@ open("srun.txt", "w").write("\\n".join(options))
 per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
 num_tasks = int(os.environ["SLURM_JOB_NUM_NODES"]) * per_node
 tasks = []
-signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+signal.signal(signal.SIGUSR1, lambda *_: [os.killpg(task.pid, signal.SIGUSR1) for task in tasks])
 for task in range(num_tasks):
     of_the_task = dict(SLURM_PROCID=task, SLURM_LOCALID=task % per_node, SLURM_NTASKS=num_tasks)
     environment = os.environ | {name: str(value) for name, value in of_the_task.items()}
-    tasks.append(subprocess.Popen(command, env=environment))
+    tasks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+log = os.environ.get("TRAIN_LOG")
+if log:
+    open("slurm-123456/node7.log", "a").write(log + "\\n")
 sys.exit(max(abs(task.wait()) for task in tasks))
 """
 
@@ -68,6 +73,7 @@ class Job:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        (folder / "slurm").symlink_to(SCRIPTS)
         commands = folder / "bin"
         commands.mkdir()
         for name, source in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
@@ -83,9 +89,9 @@ class Job:
             "SLURM_CPUS_PER_TASK": "4",
         }
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, script: str = "train", **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["bash", str(SCRIPT), *arguments],
+            ["bash", str(SCRIPTS / f"{script}.sbatch"), *arguments],
             cwd=self.folder,
             env=self.environment | environment,
             stdout=subprocess.PIPE,
@@ -93,8 +99,8 @@ class Job:
             text=True,
         )
 
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
-        process = self.start(*arguments, **environment)
+    def run(self, *arguments: str, script: str = "train", **environment: str) -> tuple[int, str]:
+        process = self.start(*arguments, script=script, **environment)
         output, _ = process.communicate(timeout=60)
         return process.returncode, output
 
@@ -102,6 +108,11 @@ class Job:
         """What the stand-in for Python was called with, by rank or "dry-run"."""
         call: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
         return call
+
+    def requests(self) -> int:
+        """How often the job was put back into the queue."""
+        calls = self.folder / "scontrol.txt"
+        return calls.read_text().count("requeue 123456\n") if calls.exists() else 0
 
     def wait_for_ranks(self, process: subprocess.Popen[str]) -> None:
         ranks = [self.folder / f"{rank}.json" for rank in range(NUM_NODES * TASKS_PER_NODE)]
@@ -165,28 +176,56 @@ def test_without_arguments_it_says_how_it_is_called(job: Job) -> None:
     assert "--recipe NAME" in output
 
 
-def test_a_failed_rank_fails_the_job_and_does_not_requeue_it(job: Job) -> None:
-    status, _ = job.run("--recipe", "x", TRAIN_STATUS="7")
-    assert status == 7
-    assert not (job.folder / "scontrol.txt").exists()
+@pytest.mark.parametrize("status", [0, 2], ids=["finished", "a user's mistake"])
+def test_what_a_new_start_does_not_help_is_not_requeued(job: Job, status: int) -> None:
+    assert job.run("--recipe", "x", TRAIN_STATUS=str(status))[0] == status
+    assert job.requests() == 0
+
+
+def test_an_interrupted_run_is_requeued_however_often(job: Job) -> None:
+    for requests in (1, 2, 3, 4):
+        assert job.run("--recipe", "x", TRAIN_STATUS=str(INTERRUPTED))[0] == INTERRUPTED
+        assert job.requests() == requests
+
+
+def test_failures_without_a_new_checkpoint_are_requeued_until_they_are_too_many(job: Job) -> None:
+    assert job.run("--recipe", "x", TRAIN_STATUS="7", MAX_FAILURES="2")[0] == 7
+    assert job.requests() == 1
+    status, output = job.run("--recipe", "x", TRAIN_STATUS="7", MAX_FAILURES="2")
+    assert status == 7 and job.requests() == 1
+    assert "failed 2 times in a row without a new checkpoint: not requeued" in output
+
+
+def test_a_new_checkpoint_ends_the_row_of_failures(job: Job) -> None:
+    job.run("--recipe", "x", TRAIN_STATUS="7", MAX_FAILURES="2")
+    for requests in (2, 3, 4):
+        log = f"0: checkpoint runs/x/checkpoints/step_{requests:06d}"
+        assert job.run("--recipe", "x", TRAIN_STATUS="7", MAX_FAILURES="2", TRAIN_LOG=log)[0] == 7
+        assert job.requests() == requests
 
 
 @pytest.mark.parametrize(
-    ("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)], ids=["time limit", "cancelled"]
+    "sent, requests", [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)], ids=["time limit", "cancelled or preempted"]
 )
-def test_a_signal_reaches_every_rank_and_the_job_waits_for_them(job: Job, sent: signal.Signals, requeued: bool) -> None:
-    process = job.start("--recipe", "x", WAIT="1")
+def test_a_signal_reaches_every_rank_and_the_job_waits_for_them(job: Job, sent: signal.Signals, requests: int) -> None:
+    process = job.start("--recipe", "x", WAIT="1", TRAIN_STATUS=str(INTERRUPTED))
     job.wait_for_ranks(process)
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == INTERRUPTED, output
     assert len(list(job.folder.glob("*.stopped"))) == NUM_NODES * TASKS_PER_NODE
-    requests = (job.folder / "scontrol.txt").read_text() if requeued else ""
-    assert requests == ("requeue 123456\n" if requeued else "")
-    assert (job.folder / "scontrol.txt").exists() == requeued
+    assert job.requests() == requests
+
+
+def test_an_evaluation_trains_nothing_and_is_not_requeued(job: Job) -> None:
+    status, output = job.run("--recipe", "x", script="eval", TRAIN_STATUS="7")
+    assert status == 7, output
+    assert "training.stop_at_step=0" in job.call("0")["arguments"]
+    assert job.requests() == 0
 
 
 def test_the_scripts_pass_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", str(SCRIPT)], check=True)
+    scripts = [path.relative_to(SCRIPTS.parent) for path in sorted(SCRIPTS.iterdir()) if path.suffix != ".md"]
+    subprocess.run(["shellcheck", "--external-sources", *scripts], check=True, cwd=SCRIPTS.parent)
