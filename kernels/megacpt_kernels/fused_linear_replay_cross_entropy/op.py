@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from megacpt_kernels.exchange import Exchange, Gathering
+from megacpt_kernels.fused_linear_replay_cross_entropy import divergence
+from megacpt_kernels.fused_linear_replay_cross_entropy.divergence import Teacher
 from megacpt_kernels.replay_cross_entropy.objective import Objective
 from megacpt_kernels.replay_cross_entropy.op import Kernel, LossOutput, Task
 
@@ -48,6 +50,7 @@ def fused_linear_replay_cross_entropy(
     chunk_tokens: int | None = None,
     compact: bool | None = None,
     grad_head_VD: Tensor | None = None,
+    teacher: Teacher | None = None,
 ) -> LossOutput:
     """`replay_cross_entropy(hidden_TD @ head_VD.T, ...)` without the logits.
 
@@ -62,6 +65,7 @@ def fused_linear_replay_cross_entropy(
         grad_head_VD: a single-precision buffer that the head's gradient is added to in the forward, instead of being
             handed to autograd. The loss must then be the very thing that is differentiated: scale the weights, not
             the loss; and the forward must not be repeated (no activation checkpointing around it).
+        teacher: what the predictions are held to; the rows' weighted divergences are added to the loss.
 
     Returns:
         As there. With an exchange the gradient of `hidden_TD` is this slice's share: sum it over the ranks.
@@ -96,6 +100,8 @@ def fused_linear_replay_cross_entropy(
             f"grad_head_VD must be float32 of head_VD's shape {list(head_VD.shape)}, "
             f"got {list(grad_head_VD.shape)} {grad_head_VD.dtype}"
         )
+    if teacher is not None:
+        _check_teacher(teacher, hidden_TD, head_VD)
     differentiable = torch.is_grad_enabled()
     plan = _Plan(
         task,
@@ -104,9 +110,25 @@ def fused_linear_replay_cross_entropy(
         wants_hidden=differentiable and hidden_TD.requires_grad,
         wants_head=differentiable and (head_VD.requires_grad or grad_head_VD is not None),
         grad_head_VD=grad_head_VD,
+        teacher=teacher,
     )
     loss, nll_T = cast(tuple[Tensor, Tensor], _FusedLoss.apply(hidden_TD, head_VD, plan))
     return LossOutput(loss, nll_T, task.domain_sums(nll_T, domains_T, num_domains))
+
+
+def _check_teacher(teacher: Teacher, hidden_TD: Tensor, head_VD: Tensor) -> None:
+    num_tokens = len(hidden_TD)
+    if (
+        len(teacher.hidden_TD) != num_tokens
+        or teacher.weights_T.shape != (num_tokens,)
+        or teacher.head_VD.shape != (len(head_VD), teacher.hidden_TD.shape[1])
+        or teacher.temperature <= 0
+    ):
+        raise ValueError(
+            f"the teacher must have {num_tokens} tokens and weights, {len(head_VD)} rows of a head and a temperature "
+            f"above 0, got hidden_TD {list(teacher.hidden_TD.shape)}, weights_T {list(teacher.weights_T.shape)}, "
+            f"head_VD {list(teacher.head_VD.shape)}, {teacher.temperature}"
+        )
 
 
 class _Plan(NamedTuple):
@@ -118,6 +140,7 @@ class _Plan(NamedTuple):
     wants_hidden: bool
     wants_head: bool
     grad_head_VD: Tensor | None
+    teacher: Teacher | None
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -153,6 +176,28 @@ class _Chunk(NamedTuple):
     hidden_CD: Tensor
     logits_CV: Tensor
     gathering: Gathering
+    comparison: _Comparison | None
+
+
+class _Comparison:
+    """The teacher's side of a chunk."""
+
+    def __init__(self, teacher: Teacher, rows: slice | Tensor, student_CV: Tensor, task: Task) -> None:
+        head_VD = teacher.head_VD.to(student_CV.dtype)
+        self.logits_CV = torch.mm(teacher.hidden_TD[rows].to(student_CV.dtype), head_VD.T)
+        self.factors_C = teacher.weights_T[rows].to(task.weights_T.dtype)
+        self.temperature, self.objective = teacher.temperature, task.objective
+        stats_C5 = divergence.statistics(student_CV, self.logits_CV, self.objective, self.temperature)
+        self.gathering = Gathering(task.exchange, stats_C5)
+
+    def close(self, student_CV: Tensor, *, is_differentiated: bool) -> Tensor:
+        """The rows' weighted divergences; their gradient takes the place of the teacher's logits."""
+        predictions = divergence.combine(self.gathering.wait())
+        if is_differentiated:
+            divergence.differentiate(
+                student_CV, self.logits_CV, self.factors_C, predictions, self.objective, self.temperature
+            )
+        return self.factors_C * self.temperature**2 * predictions.divergence_T
 
 
 class _Run:
@@ -162,8 +207,9 @@ class _Run:
         self.plan, self.task = plan, plan.task
         self.hidden_TD, self.head_VD = hidden_TD, head_VD.to(_product_dtype(hidden_TD))
         self.is_differentiated = plan.wants_hidden or plan.wants_head
-        # The writing scan is the shorter way to the gradients, but has no place for a target spread over all columns.
-        self.scan_writes = self.is_differentiated and not self.task.objective.label_smoothing
+        # The writing scan is the shorter way to the gradients, but has no place for a target spread over all columns:
+        # that of label smoothing, or a teacher.
+        self.scan_writes = self.is_differentiated and not self.task.objective.label_smoothing and plan.teacher is None
         self.nll_T = torch.zeros_like(self.task.weights_T)
         self.loss_T = torch.zeros_like(self.task.weights_T)
         self.grad_hidden_TD: Tensor | None = None
@@ -199,18 +245,25 @@ class _Run:
         logits_CV = torch.mm(hidden_CD, self.head_VD.T, out=buffer_CV[: len(hidden_CD)])
         task = replace(self.task, labels_T=self.task.labels_T[rows], weights_T=self.task.weights_T[rows])
         stats_CK = task.scan(logits_CV, write=self.scan_writes)
-        return _Chunk(rows, task, hidden_CD, logits_CV, Gathering(task.exchange, stats_CK))
+        gathering = Gathering(task.exchange, stats_CK)
+        teacher = self.plan.teacher
+        comparison = None if teacher is None else _Comparison(teacher, rows, logits_CV, task)
+        return _Chunk(rows, task, hidden_CD, logits_CV, gathering, comparison)
 
     def _close(self, chunk: _Chunk) -> None:
         task, logits_CV = chunk.task, chunk.logits_CV
         results = task.combine(chunk.gathering.wait(), logits_CV if self.scan_writes else None)
         self.nll_T[chunk.rows], self.loss_T[chunk.rows] = results.nll, results.loss
+        if chunk.comparison is not None:
+            self.loss_T[chunk.rows] += chunk.comparison.close(logits_CV, is_differentiated=self.is_differentiated)
         if not self.is_differentiated:
             return
         scale_C1 = results.scale[:, None]
         if not self.scan_writes:
             task.differentiate(logits_CV, task.weights_T, results, logits_CV)
             scale_C1 = torch.ones_like(scale_C1)
+            if chunk.comparison is not None:
+                logits_CV += chunk.comparison.logits_CV
         if self.grad_hidden_TD is not None:
             grad_hidden_CD = _product(logits_CV, self.head_VD).mul_(scale_C1).to(self.head_VD.dtype)
             self.grad_hidden_TD[chunk.rows] = grad_hidden_CD

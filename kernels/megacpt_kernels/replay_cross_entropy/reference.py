@@ -30,7 +30,7 @@ def scan(logits_TV: Tensor, labels_T: Tensor, weights_T: Tensor, objective: Obje
     idle_T1 = (~_live(labels_T, weights_T, objective))[:, None]
     for rows in _row_blocks(logits_TV):
         raw = logits_TV[rows, :columns]
-        logits, slope = _logits(raw, objective, copies=not write)
+        logits, slope = scaled_logits(raw, objective, copies=not write)
         anchor = logits.amax(1, keepdim=True).clamp_(torch.finfo(logits.dtype).min, torch.finfo(logits.dtype).max)
         target = logits.gather(1, column_T[rows, None])
         stats_TK[rows, 0] = anchor[:, 0]
@@ -111,7 +111,7 @@ def differentiate(
     if not columns:
         return
     for block in _row_blocks(logits_TV):
-        logits, slope = _logits(logits_TV[block, :columns], objective)
+        logits, slope = scaled_logits(logits_TV[block, :columns], objective)
         gradient = logits.sub_(rows.anchor[block, None]).sub_(rows.log_sum[block, None]).exp_()
         gradient *= steepness_T1[block]
         if smoothing:
@@ -133,7 +133,7 @@ def _row_blocks(logits_TV: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _logits(raw: Tensor, objective: Objective, *, copies: bool = True) -> tuple[Tensor, Tensor | None]:
+def scaled_logits(raw: Tensor, objective: Objective, *, copies: bool = True) -> tuple[Tensor, Tensor | None]:
     """The logits z of the formula, and dz/dx over logit_scale (None: 1); without `copies`, in the raw ones' place."""
     logits = raw.to(_working_dtype(raw), copy=copies)
     if objective.logit_scale != 1:
