@@ -22,7 +22,17 @@ from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
-from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory, tied_head
+from megacpt.model.stages import (
+    DecoderStage,
+    EmbeddingStage,
+    HeadStage,
+    NormStage,
+    Stage,
+    StageFactory,
+    tied_head,
+    trained_stages,
+)
+from megacpt.model.taught import TaughtStage, taught_head
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
@@ -31,18 +41,35 @@ SUM_NAMES = ("weighted", "nll", "tokens")
 TAG = "engine"
 
 
-def layer_specs(factory: StageFactory) -> list[LayerSpec]:
-    """The whole model as DeepSpeed's list of layers: embedding, decoder layers, final norm, head."""
-    decoder = [LayerSpec(DecoderStage, factory, index) for index in range(factory.blueprint.num_layers)]
-    norm = LayerSpec(NormStage, factory)
+def layer_specs(
+    factory: StageFactory, teacher: StageFactory | None = None, *, recompute: bool = False
+) -> list[LayerSpec]:
+    """The whole model as DeepSpeed's list of layers: embedding, decoder layers, final norm, head.
+
+    Args:
+        factory: builds the model's stages.
+        teacher: builds a teacher's, which then run beside them.
+        recompute: of a taught layer; DeepSpeed recomputes the others itself.
+    """
+
+    def arguments(kind: type[Stage], *args: int) -> tuple[Any, ...]:
+        return (kind, factory, *args) if teacher is None else (TaughtStage, kind, factory, teacher, *args)
+
+    decoder = [
+        LayerSpec(*arguments(DecoderStage, index), **({} if teacher is None else {"recompute": recompute}))
+        for index in range(factory.blueprint.num_layers)
+    ]
+    norm = LayerSpec(*arguments(NormStage))
+    embedding = arguments(EmbeddingStage)
     if not factory.blueprint.tied:
-        return [LayerSpec(EmbeddingStage, factory), *decoder, norm, LayerSpec(HeadStage, factory)]
-    tie: dict[str, Any] = {"tied_weight_attr": "embedding.weight"}
+        return [LayerSpec(*embedding), *decoder, norm, LayerSpec(*arguments(HeadStage))]
+    weight = "embedding.weight" if teacher is None else "student.embedding.weight"
+    head = tied_head if teacher is None else taught_head
     return [
-        TiedLayerSpec("embedding", EmbeddingStage, factory, **tie),
+        TiedLayerSpec("embedding", *embedding, tied_weight_attr=weight),
         *decoder,
         norm,
-        TiedLayerSpec("embedding", EmbeddingStage, factory, forward_fn=tied_head, **tie),
+        TiedLayerSpec("embedding", *embedding, forward_fn=head, tied_weight_attr=weight),
     ]
 
 
@@ -85,7 +112,7 @@ class StagedModule(PipelineModule):
 
     def stages(self) -> Iterator[Stage]:
         """The stages that this rank holds, a tied one once."""
-        return (module for module in self.modules() if isinstance(module, Stage))
+        return trained_stages(self)
 
     def owned_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         """This rank's parameters, without the copy of a tied embedding that another stage answers for."""
@@ -120,16 +147,27 @@ class PipelinedEngine:
         grid: the degrees; the world must have just as many processes.
         bounds: which of `layer_specs` each pipeline stage holds (`megacpt.parallel.partition`).
         settings: the numbers.
+        teacher: builds the stages of the objective's teacher, if it has one.
     """
 
     def __init__(
-        self, factory: StageFactory, objective: Objective, grid: Grid, bounds: Sequence[int], settings: EngineSettings
+        self,
+        factory: StageFactory,
+        objective: Objective,
+        grid: Grid,
+        bounds: Sequence[int],
+        settings: EngineSettings,
+        teacher: StageFactory | None = None,
     ) -> None:
         self.objective = objective
         self.num_losses = settings.num_micro_batches * grid.data
         self.data_degree = grid.data
         self.module = StagedModule(
-            layer_specs(factory), grid, bounds, objective, checkpoint=settings.activation_checkpointing
+            layer_specs(factory, teacher, recompute=settings.activation_checkpointing),
+            grid,
+            bounds,
+            objective,
+            checkpoint=settings.activation_checkpointing,
         )
         named = ((name, parameter) for name, parameter, _ in self.module.named_slices())
         self.judge = Judge(self._measure)

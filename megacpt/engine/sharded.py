@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import deepspeed
 import torch
@@ -22,50 +21,74 @@ from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
-from megacpt.model.stages import DecoderStage, EmbeddingStage, HeadStage, NormStage, Stage, StageFactory
+from megacpt.model.stages import (
+    DecoderStage,
+    EmbeddingStage,
+    HeadStage,
+    NormStage,
+    Stage,
+    StageFactory,
+    trained_stages,
+)
+from megacpt.model.taught import TaughtStage, head_weight
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
 
-AnyStage = TypeVar("AnyStage", bound=Stage)
 TAG = "engine"
 WEIGHTS_SHARDED = 3
 
 
 class LossStage(nn.Module):
-    """The head's weight and the objective in one module, so that ZeRO-3 gathers the weight where it is used."""
+    """The head's weight, the teacher's if there is one, and the objective in one module, so that ZeRO-3 gathers the
+    weights where they are used."""
 
-    def __init__(self, weight: nn.Parameter, objective: Objective) -> None:
+    def __init__(self, objective: Objective, weight: nn.Parameter, teacher_weight: nn.Parameter | None = None) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.teacher_weight = weight, teacher_weight
         self.objective = objective
 
-    def forward(self, hidden: torch.Tensor, *targets: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor | tuple[torch.Tensor, ...], *targets: torch.Tensor) -> torch.Tensor:
         labels, weights, domains = targets
-        return self.objective((hidden, self.weight), (labels, weights, domains))
+        if isinstance(hidden, torch.Tensor):
+            return self.objective((hidden, self.weight), (labels, weights, domains))
+        student, taught = hidden
+        teacher = (taught, self.teacher_weight) if self.training and self.teacher_weight is not None else ()
+        return self.objective((student, self.weight, *teacher), (labels, weights, domains))
 
 
 class StagesInLine(nn.Module):
     """All stages of the model, run one after the other: a micro-batch's tensors -> its scaled loss."""
 
-    def __init__(self, factory: StageFactory, objective: Objective, settings: EngineSettings, config: dict) -> None:
+    def __init__(
+        self,
+        factory: StageFactory,
+        objective: Objective,
+        settings: EngineSettings,
+        config: dict,
+        teacher: StageFactory | None,
+    ) -> None:
         super().__init__()
-        self.checkpointing = settings.activation_checkpointing
+        # A taught layer recomputes its student alone.
+        self.checkpointing = settings.activation_checkpointing and teacher is None
 
-        def shard(stage: AnyStage) -> AnyStage:
+        def build(kind: type[Stage], *args: int, **options: bool) -> nn.Module:
+            stage = kind(factory, *args) if teacher is None else TaughtStage(kind, factory, teacher, *args, **options)
             if settings.zero_stage == WEIGHTS_SHARDED:
                 deepspeed.zero.Init(module=stage, config_dict_or_path=config, mpu=None)
             return stage
 
-        self.embedding = shard(EmbeddingStage(factory))
-        self.decoder = nn.ModuleList(shard(DecoderStage(factory, i)) for i in range(factory.blueprint.num_layers))
-        self.norm = shard(NormStage(factory))
-        if factory.blueprint.tied:
-            weight = self.embedding.embedding.weight
-        else:
-            self.head = shard(HeadStage(factory))
-            weight = self.head.head.weight
-        self.loss = LossStage(weight, objective)
+        recompute = {} if teacher is None else {"recompute": settings.activation_checkpointing}
+        self.embedding = build(EmbeddingStage)
+        self.decoder = nn.ModuleList(
+            build(DecoderStage, index, **recompute) for index in range(factory.blueprint.num_layers)
+        )
+        self.norm = build(NormStage)
+        if not factory.blueprint.tied:
+            self.head = build(HeadStage)
+        head = self.embedding if factory.blueprint.tied else self.head
+        weights = head.head_weights() if isinstance(head, TaughtStage) else (head_weight(head),)
+        self.loss = LossStage(objective, *weights)
 
     def forward(
         self,
@@ -75,7 +98,7 @@ class StagesInLine(nn.Module):
         weights: torch.Tensor,
         domains: torch.Tensor,
     ) -> torch.Tensor:
-        activation = self.embedding((input_ids, positions))
+        activation: tuple[torch.Tensor, ...] = self.embedding((input_ids, positions))
         for stage in self.decoder:
             if self.checkpointing and self.training:
                 activation = checkpoint(stage, activation, use_reentrant=False)
@@ -87,12 +110,19 @@ class StagesInLine(nn.Module):
 class ShardedEngine:
     """An `Engine` on DeepSpeed's ordinary engine, for a grid of one pipeline stage. Arguments as `PipelinedEngine`."""
 
-    def __init__(self, factory: StageFactory, objective: Objective, grid: Grid, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        factory: StageFactory,
+        objective: Objective,
+        grid: Grid,
+        settings: EngineSettings,
+        teacher: StageFactory | None = None,
+    ) -> None:
         self.objective = objective
         self.grid = grid
         self.num_losses = settings.num_micro_batches * grid.data
         config = deepspeed_config(settings, grid.data)
-        self.module = StagesInLine(factory, objective, settings, config)
+        self.module = StagesInLine(factory, objective, settings, config, teacher)
         self.optimizer = make_optimizer(((name, parameter) for name, parameter, _ in self.parameters()), settings)
         topology = PipeModelDataParallelTopology(num_pp=1, num_mp=grid.tensor, num_dp=grid.data)
         self.mpu = PipelineParallelGrid(topology=topology)
@@ -181,4 +211,4 @@ class ShardedEngine:
             yield from stage.named_slices()
 
     def _stages(self) -> Iterator[Stage]:
-        return (module for module in self.module.modules() if isinstance(module, Stage))
+        return trained_stages(self.module)

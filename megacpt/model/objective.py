@@ -10,14 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from megacpt.parallel.group import TensorGroup
-from megacpt_kernels import fused_linear_replay_cross_entropy
+from megacpt_kernels import Teacher, fused_linear_replay_cross_entropy
 
 Targets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How much the predictions are held to a teacher's, and where.
+
+        loss of a token += its weight * weight * temperature^2 * KL(teacher || student at this temperature)
+
+    Attributes:
+        weight: the factor beside the cross-entropy's 1.
+        temperature: what both sides' logits are divided by.
+        domains: the numbers of the domains whose tokens it acts on.
+    """
+
+    weight: float
+    temperature: float
+    domains: tuple[int, ...]
 
 
 class Objective:
@@ -30,6 +48,7 @@ class Objective:
         z_loss: lambda in lambda * logsumexp^2 (PaLM, arXiv:2204.02311, section 5).
         softcap, logit_scale: what the architecture does to its logits.
         kernel: "auto", "reference" or "triton".
+        distillation: of a teacher, whose hidden states and head rows then come with the student's.
 
     Attributes:
         scale: a factor on the loss.
@@ -47,6 +66,7 @@ class Objective:
         softcap: float = 0.0,
         logit_scale: float = 1.0,
         kernel: Literal["auto", "reference", "triton"] = "auto",
+        distillation: Distillation | None = None,
     ) -> None:
         self.group = group
         self.vocab_size = vocab_size
@@ -55,17 +75,18 @@ class Objective:
         self.softcap = softcap
         self.logit_scale = logit_scale
         self.kernel = kernel
+        self.distillation = distillation
         self.scale = 1.0
         self.domain_sums = torch.zeros(num_domains, 3)
 
-    def __call__(self, outputs: tuple[torch.Tensor, torch.Tensor], targets: Targets) -> torch.Tensor:
+    def __call__(self, outputs: tuple[torch.Tensor, ...], targets: Targets) -> torch.Tensor:
         """The scaled loss, a 0-d fp32 tensor.
 
         Args:
-            outputs: hidden [B, S, D] and this rank's head rows [V/tp, D].
+            outputs: hidden [B, S, D] and this rank's head rows [V/tp, D]; then the teacher's, if there is one.
             targets: labels [B, S] (-100: none), weights [B, S] fp32, domains [B, S].
         """
-        hidden, weight = outputs
+        hidden, weight, *teacher = outputs
         labels, weights, domains = targets
         result = fused_linear_replay_cross_entropy(
             hidden.flatten(0, 1),
@@ -81,9 +102,18 @@ class Objective:
             num_domains=self.num_domains,
             exchange=self.group if self.group.size > 1 else None,
             kernel=self.kernel,
+            teacher=self._teacher(teacher[0], teacher[1], weights, domains) if teacher else None,
         )
         self.domain_sums = result.domain_sums.detach()
         return result.loss * self.scale
+
+    def _teacher(
+        self, hidden: torch.Tensor, weight: torch.Tensor, weights: torch.Tensor, domains: torch.Tensor
+    ) -> Teacher:
+        assert self.distillation is not None
+        counted = torch.isin(domains, torch.tensor(self.distillation.domains, device=domains.device))
+        factors = (weights * self.distillation.weight).where(counted, 0)
+        return Teacher(hidden.flatten(0, 1), weight, factors.flatten(), self.distillation.temperature)
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -66,6 +66,8 @@ class Stage(nn.Module):
     """A piece of the model; `hf_names` maps each of its children to the Hugging Face module that it is."""
 
     hf_names: dict[str, str]
+    is_teacher = False
+    """Its parameters are another model's, and not trained."""
 
     def named_slices(self) -> Iterator[tuple[str, nn.Parameter, Slice | None]]:
         """(Hugging Face name, parameter, which slice of that tensor it is) of every parameter."""
@@ -76,6 +78,11 @@ class Stage(nn.Module):
     def _fill(self, factory: StageFactory) -> None:
         for child, hf_name in self.hf_names.items():
             fill(self.get_submodule(child), hf_name, factory.source, factory.group, factory.blueprint.dtype)
+
+
+def trained_stages(module: nn.Module) -> Iterator[Stage]:
+    """The stages in `module` that are trained; one that is used twice, once."""
+    return (stage for stage in module.modules() if isinstance(stage, Stage) and not stage.is_teacher)
 
 
 class EmbeddingStage(Stage):

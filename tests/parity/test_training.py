@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from megacpt.engine.processes import make_tensor_group
 from megacpt.engine.settings import EngineSettings
 from megacpt.engine.sharded import ShardedEngine
 from megacpt.model.blueprint import Blueprint
-from megacpt.model.objective import Objective
+from megacpt.model.objective import Distillation, Objective
 from megacpt.model.stages import StageFactory
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.partition import partition
@@ -37,6 +38,8 @@ def train(
     zero_stage: int = 1,
     checkpointing: bool = False,
     num_steps: int = tiny.NUM_STEPS,
+    teacher: Path | None = None,
+    distillation: Distillation | None = None,
     **changes: Any,
 ) -> list[tuple[float, float]]:
     """The body of a rank: train the tiny model; (loss, gradient norm) of each step. `changes` are of the settings."""
@@ -63,8 +66,13 @@ def train(
         tiny.NUM_DOMAINS,
         softcap=blueprint.logit_softcap,
         logit_scale=blueprint.logit_scale,
+        distillation=distillation,
     )
-    engine = build_engine(factory, objective, grid, settings)
+    taught_by = None
+    if teacher is not None:
+        source = SafetensorsWeights(teacher, blueprint.base_name)
+        taught_by = replace(factory, blueprint=Blueprint(read_config(teacher), torch.float32), source=source)
+    engine = build_engine(factory, objective, grid, settings, taught_by)
     data_rank = grid.coordinate(rank).data
     history = []
     for step in range(num_steps):
@@ -79,11 +87,17 @@ def train(
     return history
 
 
-def build_engine(factory: StageFactory, objective: Objective, grid: Grid, settings: EngineSettings) -> Engine:
+def build_engine(
+    factory: StageFactory,
+    objective: Objective,
+    grid: Grid,
+    settings: EngineSettings,
+    teacher: StageFactory | None = None,
+) -> Engine:
     if settings.zero_stage >= 2:
-        return ShardedEngine(factory, objective, grid, settings)
+        return ShardedEngine(factory, objective, grid, settings, teacher)
     num_specs = factory.blueprint.num_layers + 3
-    return PipelinedEngine(factory, objective, grid, partition([1.0] * num_specs, grid.pipeline), settings)
+    return PipelinedEngine(factory, objective, grid, partition([1.0] * num_specs, grid.pipeline), settings, teacher)
 
 
 @cache

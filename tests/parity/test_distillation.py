@@ -1,0 +1,86 @@
+"""Training held to a teacher: the same on every layout as with whole logits in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from megacpt.model.objective import Distillation
+from tests.distributed import run_ranks
+from tests.parity import tiny
+from tests.parity.test_training import assert_same, train
+
+NUM_STEPS = 4
+LAYOUTS: dict[str, list[tuple[tuple[int, int, int], dict[str, Any]]]] = {
+    "llama-tied": [((1, 1, 1), {}), ((2, 2, 2), {}), ((1, 1, 2), {"zero_stage": 3, "checkpointing": True})],
+    "llama": [((2, 2, 1), {"sequence_parallel": True, "checkpointing": True})],
+}
+DISTILLATION = Distillation(weight=0.5, temperature=2.0, domains=(1,))
+
+
+def save_teacher(student: Path, folder: Path) -> Path:
+    """A model of the student's architecture that predicts otherwise."""
+    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def row_divergence(student: torch.nn.Module, teacher: torch.nn.Module, row: tiny.Row) -> torch.Tensor:
+    """The summed KL(teacher || student) of a row's predicted tokens, from whole logits."""
+    total = torch.zeros(())
+    for start, stop in tiny.spans(row):
+        if stop - start < 2:
+            continue
+        ids = row.tokens[None, start : stop - 1]
+        with torch.no_grad():
+            target = (teacher(input_ids=ids).logits / DISTILLATION.temperature).log_softmax(-1)
+        predicted = (student(input_ids=ids).logits / DISTILLATION.temperature).log_softmax(-1)
+        total = total + F.kl_div(predicted, target, reduction="sum", log_target=True)
+    return total
+
+
+def slow_training(folder: Path, teacher_folder: Path) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of each step, with transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32, attn_implementation="eager")
+    groups = [
+        dict(params=[p for p in model.parameters() if p.ndim > 1], weight_decay=tiny.WEIGHT_DECAY),
+        dict(params=[p for p in model.parameters() if p.ndim == 1], weight_decay=0.0),
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=tiny.LEARNING_RATE, betas=tiny.BETAS)
+    factor = DISTILLATION.weight * DISTILLATION.temperature**2
+    history = []
+    for step in range(NUM_STEPS):
+        rows = tiny.rows_of_step(step)
+        losses = []
+        for row in rows:
+            loss = tiny.document_losses(model, row).sum()
+            if row.domain in DISTILLATION.domains:
+                loss = loss + factor * row_divergence(model, teacher, row)
+            losses.append(tiny.DOMAIN_WEIGHTS[row.domain] * loss)
+        total = torch.stack(losses).sum() / tiny.total_weight(rows)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), tiny.CLIPPING)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append((total.item(), norm.item()))
+    return history
+
+
+def test_a_taught_run_is_the_same_on_every_layout(tmp_path: Path) -> None:
+    for architecture, layouts in LAYOUTS.items():
+        folder = tiny.save_tiny_model(architecture, tmp_path / architecture)
+        teacher = save_teacher(folder, tmp_path / f"{architecture}-teacher")
+        expected = slow_training(folder, teacher)
+        options: dict[str, Any] = dict(teacher=teacher, distillation=DISTILLATION, num_steps=NUM_STEPS)
+        for layout, variant in layouts:
+            world_size = layout[0] * layout[1] * layout[2]
+            assert_same(run_ranks(world_size, train, folder, layout, **options, **variant), expected)
