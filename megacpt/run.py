@@ -87,7 +87,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     group = make_tensor_group(grid, world.rank)
     source = model.weights(recipe, plan, base)
     bounds = stage_bounds(recipe, architecture)
-    engine = model.engine(resolved, plan, source, bounds, grid, group, num_domains=len(stream.names))
+    engine = model.engine(resolved, plan, source, bounds, grid, group, domains=stream.names)
     if checkpoint:
         if is_main:
             CheckpointFolder(folder / "checkpoints").set_aside_after(first_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from megacpt.errors import RecipeError
 from megacpt.model.attention import choose_attention
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.fill import RandomWeights, WeightSource
-from megacpt.model.objective import Objective
+from megacpt.model.objective import Distillation, Objective
 from megacpt.model.probe import probe
 from megacpt.model.stages import StageFactory
 from megacpt.optim.adamw import Additions, Reptile
@@ -85,12 +86,13 @@ def engine(
     bounds: Sequence[int],
     grid: Grid,
     group: TensorGroup,
-    num_domains: int,
+    domains: Sequence[str],
 ) -> Engine:
     """The engine that trains: DeepSpeed's pipeline for ZeRO 0 and 1, an ordinary one for ZeRO 2 and 3.
 
     Args:
         bounds: of the pipeline stages, as `megacpt.assemble.stages.stage_bounds` gives them.
+        domains: the stream's, in the order of their numbers.
     """
     recipe = resolved.recipe
     factory = StageFactory(
@@ -103,11 +105,12 @@ def engine(
     objective = Objective(
         group,
         plan.vocab_size,
-        num_domains,
+        len(domains),
         z_loss=recipe.loss.z_loss,
         softcap=plan.logit_softcap,
         logit_scale=plan.logit_scale,
         kernel=recipe.loss.kernel,
+        distillation=distillation(recipe, domains),
     )
     settings = EngineSettings(
         micro_rows=resolved.micro_rows,
@@ -123,10 +126,13 @@ def engine(
         lr_multipliers=lr_multipliers(recipe, plan),
         additions=additions(recipe),
     )
+    teacher = None
+    if recipe.loss.distillation is not None:
+        teacher = replace(factory, blueprint=Blueprint(plan.config, plan.dtype, plan.attention))
     if settings.zero_stage >= 2:
-        return ShardedEngine(factory, objective, grid, settings)
+        return ShardedEngine(factory, objective, grid, settings, teacher)
     # The engine lists the norm and the head apart; they stay in one stage.
-    return PipelinedEngine(factory, objective, grid, [*bounds[:-1], bounds[-1] + 1], settings)
+    return PipelinedEngine(factory, objective, grid, [*bounds[:-1], bounds[-1] + 1], settings, teacher)
 
 
 def lr_multipliers(recipe: Recipe, plan: Blueprint) -> Mapping[str, float]:
@@ -145,6 +151,16 @@ def lr_multipliers(recipe: Recipe, plan: Blueprint) -> Mapping[str, float]:
                 expected=f"a pattern for names like {names[0]} or {names[-1]}",
             )
     return recipe.optimizer.lr_multipliers
+
+
+def distillation(recipe: Recipe, domains: Sequence[str]) -> Distillation | None:
+    """How much the model is held to a teacher, and on the tokens of which of the stream's `domains`."""
+    stated = recipe.loss.distillation
+    if stated is None:
+        return None
+    taught = stated.domains or [name for name, domain in recipe.data.domains.items() if domain.role == "new"]
+    numbers = tuple(number for number, name in enumerate(domains) if name in taught)
+    return Distillation(stated.weight, stated.temperature, numbers)
 
 
 def additions(recipe: Recipe) -> Additions:

@@ -225,6 +225,8 @@ def _costs(resolved: Resolved) -> Iterator[Row]:
         yield "compute", "unknown until the model is at hand"
         return
     per_token = shape.flops_per_token(resolved.sequence_length)
+    if resolved.recipe.loss.distillation:
+        per_token *= 4 / 3  # a teacher's forward: a third of forward and backward
     total = per_token * resolved.last_step * resolved.tokens_per_step
     yield "compute", f"{total:.2e} FLOP, {per_token:.3e} per token (causal attention halved, no recomputation)"
     if (seconds := total / ASSUMED_FLOPS) >= 60:

@@ -73,13 +73,15 @@ def estimate_memory(
         in_flight = min(resolved.num_micro_batches, resolved.pipeline - stage)
         channels = _saved_channels(resolved, architecture, layers, in_flight)
         logit_bytes = 12 if recipe.loss.kernel == "reference" else element_bytes
+        # A teacher has weights, and logits of a chunk, as the model has.
+        models = 2 if recipe.loss.distillation else 1
         ranks.append(
             RankMemory(
-                weights_bytes=parameters * element_bytes / (resolved.data if zero >= 3 else 1),
+                weights_bytes=models * parameters * element_bytes / (resolved.data if zero >= 3 else 1),
                 gradients_bytes=parameters * 4 / (resolved.data if zero >= 2 else 1),
                 optimizer_bytes=parameters * optimizer_bytes / (resolved.data if zero >= 1 else 1),
                 activations_bytes=channels * tokens * element_bytes,
-                head_bytes=min(tokens, HEAD_CHUNK_TOKENS) * vocabulary * logit_bytes if stage == last else 0,
+                head_bytes=min(tokens, HEAD_CHUNK_TOKENS) * vocabulary * logit_bytes * models if stage == last else 0,
             )
         )
     return ranks

@@ -286,6 +286,28 @@ def controllers_see_what_they_mix(recipe: Recipe) -> Violations:
             )
 
 
+def a_teacher_teaches_something(recipe: Recipe) -> Violations:
+    """A teacher acts on domains that are trained on."""
+    distillation = recipe.loss.distillation
+    if distillation is None:
+        return
+    trained = [name for name, domain in recipe.data.domains.items() if domain.role != "anchor"]
+    for name in distillation.domains or ():
+        if name not in trained:
+            yield RecipeError(
+                "a teacher teaches on text that is trained on",
+                where=recipe.where("loss.distillation.domains"),
+                found=name,
+                expected=f"among {', '.join(trained)}",
+            )
+    if distillation.domains is None and not any(domain.role == "new" for domain in recipe.data.domains.values()):
+        yield RecipeError(
+            "a teacher teaches on domains of role new, and there are none",
+            where=recipe.where("loss.distillation"),
+            hint="Name the domains in loss.distillation.domains.",
+        )
+
+
 def pipeline_limits_zero(recipe: Recipe) -> Violations:
     """A pipeline needs whole gradients until its last micro-batch: ZeRO 2 and 3 are impossible with one."""
     parallel = recipe.parallel
@@ -475,6 +497,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     replay_has_both_roles,
     mixture_keys_are_used,
     controllers_see_what_they_mix,
+    a_teacher_teaches_something,
     pipeline_limits_zero,
     bf16_needs_zero_1,
     sequence_parallel_splits,

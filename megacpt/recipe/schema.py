@@ -250,6 +250,24 @@ class MixtureSection(Section):
     """agent: the folder of `megacpt mixture train-agent`."""
 
 
+class DistillationSection(Section):
+    """Holding the model to the base model's predictions while it learns: where there is no text to replay.
+
+    weight * temperature^2 * KL(teacher || model) is added to the loss of every token of `domains` (Hinton et al. 2015,
+    arXiv:1503.02531; on new text, learning without forgetting, Li and Hoiem 2016, arXiv:1606.09282). The teacher runs
+    beside the model in the same layout: a third more compute, and its weights in memory.
+    """
+
+    weight: Annotated[float, Field(gt=0)]
+    """The factor beside the cross-entropy's 1, on top of a domain's `loss_weight`; 0.2 in DDK (arXiv:2407.16154)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """What the logits of both are divided by: above 1 the unlikely tokens count more."""
+
+    domains: Annotated[tuple[DomainName, ...], Field(strict=False)] | None = None
+    """The domains on whose tokens it acts; None: those of role new."""
+
+
 class LossSection(Section):
     """The replay-weighted cross-entropy."""
 
@@ -262,6 +280,9 @@ class LossSection(Section):
 
     weight_limits: Annotated[tuple[Rate, Rate], Field(strict=False)] = (0.2, 5.0)
     """The smallest and the largest weight that `target_weight` may lead to; what lies outside is clipped."""
+
+    distillation: DistillationSection | None = None
+    """Hold the model to a teacher's predictions."""
 
 
 class ReptileSection(Section):

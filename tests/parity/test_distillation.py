@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from megacpt.model.objective import Distillation
 from tests.distributed import run_ranks
 from tests.parity import tiny
+from tests.parity.runs import metrics_of, run_command, write_recipe
 from tests.parity.test_training import assert_same, train
 
 NUM_STEPS = 4
@@ -19,6 +20,7 @@ LAYOUTS: dict[str, list[tuple[tuple[int, int, int], dict[str, Any]]]] = {
     "llama-tied": [((1, 1, 1), {}), ((2, 2, 2), {}), ((1, 1, 2), {"zero_stage": 3, "checkpointing": True})],
     "llama": [((2, 2, 1), {"sequence_parallel": True, "checkpointing": True})],
 }
+BFLOAT16 = ["--set", "model.dtype=bfloat16"]
 DISTILLATION = Distillation(weight=0.5, temperature=2.0, domains=(1,))
 
 
@@ -84,3 +86,17 @@ def test_a_taught_run_is_the_same_on_every_layout(tmp_path: Path) -> None:
         for layout, variant in layouts:
             world_size = layout[0] * layout[1] * layout[2]
             assert_same(run_ranks(world_size, train, folder, layout, **options, **variant), expected)
+
+
+def test_a_resume_has_the_same_teacher(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, parallel={"pipeline": 2}, loss={"distillation": {"weight": 0.5}})
+    assert run_command(2, recipe, *BFLOAT16) == [0, 0]
+    interrupted = [*BFLOAT16, "--set", "name=interrupted"]
+    assert run_command(2, recipe, *interrupted, "--set", "training.stop_at_step=4") == [0, 0]
+    assert run_command(2, recipe, *interrupted, "--resume", "auto") == [0, 0]
+    assert metrics_of(recipe, "interrupted") == metrics_of(recipe)
+    plain = ["--set", "name=plain", "--set", "loss.distillation=null", "--set", "training.stop_at_step=2"]
+    assert run_command(2, recipe, *BFLOAT16, *plain) == [0, 0]
+    first, second = metrics_of(recipe, "plain"), metrics_of(recipe)[:2]
+    assert first[0]["loss"] == second[0]["loss"], "a teacher that is the model itself says nothing yet"
+    assert first[1]["grad_norm"] != second[1]["grad_norm"]

@@ -45,6 +45,15 @@ def test_what_is_kept_of_earlier_weights_takes_their_size() -> None:
     assert more_bytes == pytest.approx(3 * 4 / 16 * 8_030_261_248, rel=1e-3)
 
 
+def test_a_teacher_takes_weights_and_no_states() -> None:
+    plain, taught = (
+        memory("parallel.pipeline=1")[0],
+        memory("parallel.pipeline=1", "loss.distillation={weight: 0.2}")[0],
+    )
+    assert taught.weights_bytes == 2 * plain.weights_bytes
+    assert taught.optimizer_bytes + taught.gradients_bytes == plain.optimizer_bytes + plain.gradients_bytes
+
+
 def test_the_recipe_fits_its_cards() -> None:
     first, last = memory()
     assert 60 * GIB < first.total_bytes < 70 * GIB, "80 GB are 74.5 GiB, and CUDA wants about 2"

@@ -104,6 +104,16 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
             "mixture.controller: a constrained mixture has something new to learn",
         ),
     ],
+    rules.a_teacher_teaches_something: [
+        (
+            ["loss.distillation={weight: 0.2, domains: [med]}"],
+            "loss.distillation.domains: a teacher teaches on text that is trained on (found med, expected among law",
+        ),
+        (
+            ["loss.distillation={weight: 0.2}", "data.domains.law.role=replay"],
+            "loss.distillation: a teacher teaches on domains of role new",
+        ),
+    ],
     rules.pipeline_limits_zero: [
         (["parallel={pipeline: 2, zero_stage: 2}"], "parallel.zero_stage: ZeRO 2 and 3 are incompatible with pipeline"),
         (["parallel={pipeline: 2, zero_stage: 3}"], "Use zero_stage: 1 (and more pipeline or tensor"),
