@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -144,6 +145,30 @@ class Schedule(ABC):
             expected=f"decays of at least 1 token, and all of them within {self.end_tokens:,} tokens",
             hint="Shorten lr.warmup, lr.decay, lr.cooldown or lr.anneal, or raise training.tokens",
         )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Schedules one after another, each counting from where it begins: a learning rate for each stage of a run.
+
+    Args:
+        links: (first token, schedule), the first from token 0, each after the one before.
+    """
+
+    links: tuple[tuple[int, Schedule], ...]
+
+    def __call__(self, tokens: int) -> float:
+        """The learning rate after `tokens` tokens of training. A step belongs to the schedule that it begins in."""
+        start, schedule = self.links[max(0, bisect_left(self.links, tokens, key=lambda link: link[0]) - 1)]
+        return schedule(tokens - start)
+
+    def milestones(self) -> list[Milestone]:
+        """Those of all schedules."""
+        return [
+            Milestone(start + point.tokens, point.learning_rate, point.name)
+            for start, schedule in self.links
+            for point in schedule.milestones()
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

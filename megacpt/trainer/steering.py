@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from megacpt.continual.controllers.controller import Controller, Observation
+from megacpt.continual.controllers.controller import Controller, Numbers, Observation
 from megacpt.data.loader import Loader
 from megacpt.observe.log import logger
 from megacpt.observe.record import EvaluationRecord
@@ -25,6 +25,7 @@ class Steering:
         every_steps: a decision is made at multiples of this, the start of the run among them.
         floor: the least share of a domain.
         broadcast: rank 0's numbers; every rank hands in as many.
+        ceilings: steps done -> domain -> the largest share that its text allows; absent: 1.
         observations: those before the first step, oldest first.
     """
 
@@ -36,12 +37,13 @@ class Steering:
         every_steps: int,
         floor: float,
         broadcast: Callable[[Sequence[float]], list[float]],
+        ceilings: Callable[[int], Numbers] = lambda step: {},
         observations: Sequence[Observation] = (),
     ) -> None:
         self.controller = controller
         self.loader = loader
         self.every_steps, self.floor = every_steps, floor
-        self.broadcast = broadcast
+        self.broadcast, self.ceilings = broadcast, ceilings
         self._observations = list(observations)
 
     def __call__(self, record: EvaluationRecord) -> None:
@@ -56,7 +58,7 @@ class Steering:
             return
         past = self._until(step - 1)  # a run that was taken back decides anew
         self._observations = [*past, Observation(step, record.tokens, losses, in_force)]
-        decided = self.controller.decide(self._observations, planned, self.floor)
+        decided = self.controller.decide(self._observations, planned, self.floor, self.ceilings(step))
         shares = dict(zip(planned, self.broadcast([decided[name] for name in planned]), strict=True))
         if shares != in_force:
             self.loader.set_weights(step, shares)

@@ -178,3 +178,11 @@ def test_a_schedule_that_cannot_be_is_refused(make: Callable[[], Schedule], text
 def test_schedules_need_no_torch() -> None:
     code = "import sys, megacpt.optim.schedule; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_chain_s_schedules_count_from_where_they_begin() -> None:
+    first, second = Cosine(peak=2.0, end_tokens=100, minimum=1.0), Cosine(peak=8.0, end_tokens=50, minimum=4.0)
+    chain = Chain(((0, first), (100, second)))
+    assert [chain(tokens) for tokens in (0, 50, 100)] == [first(0), first(50), 1.0]
+    assert [chain(tokens) for tokens in (101, 125, 150, 999)] == [second(1), second(25), 4.0, 4.0]
+    assert [(bend.tokens, bend.learning_rate) for bend in chain.milestones()] == [(0, 2), (100, 1), (100, 8), (150, 4)]

@@ -67,6 +67,17 @@ def test_every_rank_takes_rank_0_s_numbers(loader: Loader) -> None:
     assert loader.stream.history.shares(0) == {"new": 0.125, "old": 0.875}
 
 
+def test_no_domain_gets_more_than_its_text_allows(loader: Loader) -> None:
+    ceilings = {0: {}, 2: {"old": 0.6}}
+    steer = Steering(
+        FollowLosses(), loader, every_steps=2, floor=0.0, broadcast=list, ceilings=lambda step: ceilings[step]
+    )
+    for step in (0, 2):
+        steer(record(step, 1.0, 3.0))
+    assert loader.stream.history.shares(1)["old"] == 0.75
+    assert loader.stream.history.shares(2)["old"] == pytest.approx(0.6)
+
+
 def test_a_loss_that_is_not_finite_changes_nothing(loader: Loader) -> None:
     steer = steering(loader)
     steer(record(0, math.nan, 1.0))

@@ -59,13 +59,20 @@ class Controller(ABC):
             planned: domain -> share that the recipe asks for at this point of the run; all above 0, sum 1.
         """
 
-    def decide(self, observations: Sequence[Observation], planned: Numbers, floor: float = 0.0) -> dict[str, float]:
+    def decide(
+        self,
+        observations: Sequence[Observation],
+        planned: Numbers,
+        floor: float = 0.0,
+        ceilings: Numbers | None = None,
+    ) -> dict[str, float]:
         """As `weights`, made fit for the stream: shares that sum to 1, none between 0 and what can be served.
 
         Args:
             floor: the least share of any domain.
+            ceilings: domain -> its largest share; absent: 1.
         """
-        return at_least(normalised(self.weights(observations, planned)), floor)
+        return bounded(normalised(self.weights(observations, planned)), floor, ceilings or {})
 
 
 def normalised(weights: Numbers) -> dict[str, float]:
@@ -80,26 +87,39 @@ def softmax(logits: Numbers) -> dict[str, float]:
     return normalised({name: math.exp(logit - highest) for name, logit in logits.items()})
 
 
-def at_least(shares: Numbers, floor: float) -> dict[str, float]:
-    """The nearest shares of which none is below `floor`: those below are raised to it, the others shrink in proportion.
+def bounded(shares: Numbers, floor: float, ceilings: Numbers) -> dict[str, float]:
+    """Shares within bounds: those outside are set to the bound, the others keep their proportions.
 
-    With a floor below `SMALLEST_SHARE`, smaller shares become 0 instead.
+    Shares and bounds below `SMALLEST_SHARE` count as 0. A ceiling wins over the floor, and where ceilings leave less
+    than 1 in all, what they leave is shared out in proportion to them.
 
     Raises:
         ValueError: if so many floors do not fit into 1.
     """
     if floor * len(shares) > 1:
         raise ValueError(f"{len(shares)} shares of at least {floor} are more than 1")
-    if floor < SMALLEST_SHARE:
-        return normalised({name: share if share >= SMALLEST_SHARE else 0.0 for name, share in shares.items()})
-    raised: set[str] = set()
-    while True:
-        free = {name: share for name, share in shares.items() if name not in raised}
-        scale = (1 - floor * len(raised)) / (math.fsum(free.values()) or 1.0)
-        below = {name for name, share in free.items() if share * scale < floor}
-        if not below:
-            return {name: floor if name in raised else share * scale for name, share in shares.items()}
-        raised |= below
+    floor = _servable(floor)
+    if not floor:
+        shares = normalised({name: _servable(share) for name, share in shares.items()})
+    highest = {name: _servable(ceilings.get(name, 1.0)) if share or floor else 0.0 for name, share in shares.items()}
+    lowest = {name: min(floor, ceiling) for name, ceiling in highest.items()}
+    if all(lowest[name] <= share <= highest[name] for name, share in shares.items()):
+        return dict(shares)
+    if math.fsum(highest.values()) <= 1:
+        return normalised(highest if any(highest.values()) else shares)
+
+    def scaled(logarithm: float) -> dict[str, float]:
+        scale = math.exp(logarithm)
+        return {name: min(max(share * scale, lowest[name]), highest[name]) for name, share in shares.items()}
+
+    low, high = -64.0, 64.0  # the sum grows with the scale
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if math.fsum(scaled(middle).values()) < 1 else (low, middle)
+    return normalised(scaled(high))
+
+
+def _servable(share: float) -> float:
+    return share if share >= SMALLEST_SHARE else 0.0
 
 
 def base_losses(observations: Sequence[Observation]) -> dict[str, float]:

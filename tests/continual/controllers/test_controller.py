@@ -11,33 +11,44 @@ from hypothesis import strategies as st
 from megacpt.continual.controllers.controller import (
     SMALLEST_SHARE,
     Observation,
-    at_least,
     base_losses,
+    bounded,
     normalised,
     softmax,
 )
 from megacpt.data.mixture import Mixture
 
 
-@given(st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=8), st.floats(0, 1))
-def test_a_floor_is_kept_and_the_others_keep_their_proportions(weights: list[float], part: float) -> None:
-    floor = part / len(weights)
-    shares = normalised({f"d{i}": weight for i, weight in enumerate(weights)})
-    raised = at_least(shares, floor)
-    assert sum(raised.values()) == pytest.approx(1)
-    if floor < SMALLEST_SHARE:
-        assert all(share == 0 or share >= SMALLEST_SHARE for share in raised.values())
-    else:
-        assert min(raised.values()) >= floor * (1 - 1e-9)
-        free = [name for name, share in raised.items() if share > floor * (1 + 1e-9)]
-        ratios = [raised[name] / shares[name] for name in free]
-        assert ratios == pytest.approx([ratios[0]] * len(ratios)) if ratios else True
-    Mixture(raised)  # the stream can serve it
+@given(st.lists(st.tuples(st.floats(1e-12, 1.0), st.floats(0, 1.5)), min_size=1, max_size=8), st.floats(0, 1))
+def test_bounds_are_kept_and_what_is_free_keeps_its_proportions(
+    domains: list[tuple[float, float]], part: float
+) -> None:
+    floor = part / len(domains)
+    shares = normalised({f"d{i}": weight for i, (weight, _) in enumerate(domains)})
+    ceilings = {f"d{i}": ceiling for i, (_, ceiling) in enumerate(domains)}
+    kept = bounded(shares, floor, ceilings)
+    Mixture(kept)  # the stream can serve it
+    assert sum(kept.values()) == pytest.approx(1)
+    able = [name for name in shares if floor >= SMALLEST_SHARE or shares[name] >= SMALLEST_SHARE]
+    if sum(min(ceilings[name], 1) for name in able if ceilings[name] >= SMALLEST_SHARE) > 1.001:
+        assert all(share <= ceilings[name] * (1 + 1e-6) for name, share in kept.items())
+        assert all(share >= min(floor, ceilings[name]) * (1 - 1e-6) - SMALLEST_SHARE for name, share in kept.items())
+        free = [name for name, share in kept.items() if floor * 1.001 < share < ceilings[name] * 0.999]
+        ratios = [kept[name] / shares[name] for name in free]
+        assert ratios == pytest.approx(ratios[:1] * len(ratios), rel=1e-4)
+
+
+def test_shares_within_their_bounds_stay_exactly() -> None:
+    shares = {"a": 0.7, "b": 0.3}
+    assert bounded(shares, 0.1, {"a": 0.8}) == shares
+    assert bounded(shares, 0.1, {"a": 0.4}) == pytest.approx({"a": 0.4, "b": 0.6})
+    assert bounded(shares, 0.1, {"a": 0.4, "b": 0.4}) == pytest.approx({"a": 0.5, "b": 0.5})
+    assert bounded(shares, 0.1, {"a": 1e-9}) == {"a": 0.0, "b": 1.0}, "what is read up is left out, whatever the floor"
 
 
 def test_floors_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ValueError, match="3 shares"):
-        at_least({"a": 0.5, "b": 0.3, "c": 0.2}, 0.4)
+        bounded({"a": 0.5, "b": 0.3, "c": 0.2}, 0.4, {})
 
 
 def test_softmax_survives_large_logits() -> None:
