@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacpt.errors import RecipeError
-from megacpt.optim.schedule import WSD, Constant, Cosine, InfiniteCosine, InfiniteInverseSqrt, Schedule
+from megacpt.optim.schedule import WSD, Chain, Constant, Cosine, InfiniteCosine, InfiniteInverseSqrt, Schedule
 
 PEAK = 3e-5
 
