@@ -8,15 +8,16 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megacpt.assemble import data, mixture, model, resume
 from megacpt.assemble.evaluation import budget_watch, occasions
 from megacpt.assemble.outputs import open_sinks
 from megacpt.assemble.schedule import schedule
 from megacpt.assemble.stages import stage_bounds
+from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.export import MODEL_FILES
-from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.checkpoint.folder import CheckpointFolder, Retention
+from megacpt.checkpoint.saving import Saver
 from megacpt.data.stream import Stream
 from megacpt.engine.processes import World, from_main, make_tensor_group
 from megacpt.evaluate.evaluator import Evaluator
@@ -29,6 +30,7 @@ from megacpt.recipe import Architecture, Resolved
 from megacpt.trainer.guard import Guard, GuardSettings
 from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
 from megacpt.trainer.loop import Trainer
+from megacpt.trainer.restore import restore
 from megacpt.trainer.rollback import Rollbacks
 from megacpt.trainer.stopping import Stopping
 
@@ -62,7 +64,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
 
     # What to continue, if anything; refused before anything large is built.
     folder = resume.run_folder(recipe)
-    checkpoint = resume.choose_checkpoint(start.resume, folder)
+    channel = Channel()
+    checkpoint = resume.choose_checkpoint(start.resume, folder, channel)
     saved = resume.check_continues(resolved, checkpoint, start.accepted) if checkpoint else None
     first_step = saved["step"] if saved else 0
 
@@ -91,8 +94,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     if checkpoint:
         if is_main:
             CheckpointFolder(folder / "checkpoints").set_aside_after(first_step)
-        engine.load(checkpoint)
-        logger().info("continuing %s", checkpoint)
+        restore(engine, checkpoint, channel)
 
     # What happens at and between steps.
     if is_main and not (folder / MODEL_FILES).exists():
@@ -122,19 +124,20 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
             "evaluation_is_due": evaluation.is_due,
             "mixture": steering.state(step) if steering else [],
         }
-        return resume.state(resolved, plan.vocab_size, loader.stream.history, step) | standing
+        return resume.state(resolved, loader.stream.history, step) | standing
 
     checkpoints = CheckpointFolder(folder / "checkpoints")
+    retention = Retention(recipe.checkpoint.keep_last, recipe.checkpoint.keep_every_tokens)
     checkpointing = Checkpointing(
         engine,
-        checkpoints,
+        Saver(checkpoints, channel, retention, asynchronous=recipe.checkpoint.asynchronous),
         state,
+        loader.tokens,
+        sinks,
         every_steps=resolved.checkpoint_every_steps,
-        keep_last=recipe.checkpoint.keep_last,
+        milestones=resolved.milestones_tokens,
         at_start=recipe.guard.on_spike == "rollback",
         at_end=recipe.checkpoint.at_end,
-        is_main=is_main,
-        barrier=dist.barrier,
         saved=stopping.saved,
     )
     watch = budget_watch(recipe, folder, first_step, checkpointing.save, is_main)
@@ -157,7 +160,9 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
             hooks=[Reporting(sinks), evaluation, checkpointing],
             guard=guard,
             stopping=stopping,
-            roll_back=Rollbacks(engine, checkpoints, loader, guard, events, dist.barrier),
+            roll_back=Rollbacks(
+                lambda path: restore(engine, path, channel), checkpoints, loader, guard, events, checkpointing.finish
+            ),
             seed=recipe.seed,
             utilisation=utilisation(resolved, architecture.flops_per_token(resolved.sequence_length), world.device),
         ).fit(first_step, resolved.last_step)

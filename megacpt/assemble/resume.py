@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from megacpt.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
+from megacpt.checkpoint.channel import Channel
+from megacpt.checkpoint.folder import CheckpointFolder, damage, find_checkpoint, read_state
 from megacpt.data.history import CorpusRecord, History, Stage
 from megacpt.errors import CheckpointError
+from megacpt.observe.log import logger
 from megacpt.recipe import Recipe, Resolved
 
 FREE = (
@@ -21,41 +24,78 @@ FREE = (
     "data.domains.*.held_out",
     "loss.kernel",
     "guard",
+    "parallel",
+    "batch.micro_rows",
+    "model.attention",
+    "model.vocab_multiple",
 )
-"""Keys that do not change what is computed; everything else must be as it was in the checkpoint."""
+"""Keys that do not change what is computed, but for rounding; everything else must be as it was in the checkpoint."""
 
 
-def choose_checkpoint(resume: str | None, run_folder: Path) -> Path | None:
-    """The checkpoint to continue, None for a fresh start.
+def choose_checkpoint(resume: str | None, run_folder: Path, channel: Channel) -> Path | None:
+    """The checkpoint to continue, None for a fresh start. Collective: every rank looks at its share of the files.
+
+    A run's newest checkpoint may be damaged: then the newest intact one is taken, with a warning.
 
     Args:
         resume: None: start fresh; "auto": the newest of the run folder, if there is one; else a run or checkpoint.
         run_folder: of the run about to start.
+        channel: to the other ranks.
 
     Raises:
-        CheckpointError: a fresh start in a folder that holds a run, or no checkpoint where one is named.
+        CheckpointError: a fresh start in a folder that holds a run; no checkpoint, or no intact one, where there
+            should be one.
     """
-    newest = CheckpointFolder(run_folder / "checkpoints").newest()
+    candidates, error = channel.broadcast(_candidates(resume, run_folder) if channel.is_main else None)
+    if error:
+        raise error
+    damaged: list[str] = []
+    for candidate in candidates:
+        shares = channel.gather(damage(candidate, share=(channel.rank, channel.size)))
+        found = channel.broadcast([line for share in shares for line in share][:1])
+        if not found:
+            for line in damaged:
+                logger().warning("a damaged checkpoint is passed over for %s: %s", candidate.name, line)
+            return Path(candidate)
+        damaged += found
+    if candidates:
+        raise CheckpointError(
+            "no checkpoint here is intact" if len(candidates) > 1 else "this checkpoint is damaged",
+            where=str(candidates[0].parent if len(candidates) > 1 else candidates[0]),
+            found="; ".join(damaged),
+            hint="`megacpt checkpoint verify RUN` looks at all files of all checkpoints.",
+        )
+    return None
+
+
+def _candidates(resume: str | None, run_folder: Path) -> tuple[list[Path], CheckpointError | None]:
+    """The checkpoints to try, the best one first, and what is wrong if that cannot be said."""
+    folder = CheckpointFolder(run_folder / "checkpoints")
+    if resume is None and ((run_folder / "metrics.jsonl").exists() or folder.complete()):
+        return [], CheckpointError(
+            "the run folder already holds a run",
+            where=str(run_folder),
+            hint="Continue it with --resume auto, or choose another folder with --set name=NEW.",
+        )
     if resume is None:
-        if (run_folder / "metrics.jsonl").exists() or newest is not None:
-            raise CheckpointError(
-                "the run folder already holds a run",
-                where=str(run_folder),
-                hint="Continue it with --resume auto, or choose another folder with --set name=NEW.",
-            )
-        return None
-    return newest if resume == "auto" else find_checkpoint(Path(resume))
+        return [], None
+    if resume == "auto":
+        return folder.complete()[::-1], None
+    try:
+        named = find_checkpoint(Path(resume))
+    except CheckpointError as error:
+        return [], error
+    return ([named] if named == Path(resume) else CheckpointFolder(named.parent).complete()[::-1]), None
 
 
-def state(resolved: Resolved, vocab_size: int, history: History, step: int) -> dict[str, Any]:
+def state(resolved: Resolved, history: History, step: int) -> dict[str, Any]:
     """What state.json of a checkpoint holds."""
     return {
-        "format": 1,
         "step": step,
         "tokens": history.tokens(step),
         "layout": _layout(resolved),
-        "vocab_size": vocab_size,
-        "weights": "engine",
+        "versions": {name: version(name) for name in ("megacpt", "torch", "deepspeed", "transformers")},
+        "dtype": resolved.recipe.model.dtype,
         "data": history.to_json(),
         "recipe": resolved.recipe.model_dump(mode="json", exclude={"logging"}),
     }
@@ -103,7 +143,8 @@ def continued_history(
 
 
 def _layout(resolved: Resolved) -> dict[str, int]:
-    return {"pipeline": resolved.pipeline, "tensor": resolved.tensor, "data": resolved.data}
+    zero = resolved.recipe.parallel.zero_stage
+    return {"pipeline": resolved.pipeline, "tensor": resolved.tensor, "data": resolved.data, "ZeRO": zero}
 
 
 def check_continues(resolved: Resolved, checkpoint: Path, accepted: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -115,17 +156,11 @@ def check_continues(resolved: Resolved, checkpoint: Path, accepted: tuple[str, .
         accepted: keys whose change the user accepts.
 
     Raises:
-        CheckpointError: the layout differs, or a key that matters; all of them are named.
+        CheckpointError: a key that matters differs; all of them are named.
     """
     saved = read_state(checkpoint)
     if saved["layout"] != _layout(resolved):
-        raise CheckpointError(
-            "the checkpoint was written by another layout",
-            where=str(checkpoint),
-            found=_spelled(saved["layout"]),
-            expected=_spelled(_layout(resolved)),
-            hint="Resume with as many processes and the parallel section that it was written with.",
-        )
+        logger().info("a checkpoint of %s goes on as %s", _spelled(saved["layout"]), _spelled(_layout(resolved)))
     current = resolved.recipe.model_dump(mode="json", exclude={"logging"})
     changes = [
         f"{key}: {before!r} then, {now!r} in {resolved.recipe.where(key)}"

@@ -1,7 +1,7 @@
-"""From a checkpoint's slices to a Hugging Face folder, one tensor at a time, on any machine.
+"""From a checkpoint to a Hugging Face folder, one tensor at a time, on any machine.
 
-Weights keep the training dtype; vocabulary padding is stripped; a tied head is left out, as transformers does. The
-config and the tokenizer are those that the run started from, copied from the run folder.
+Weights are the masters rounded to the training dtype, as training itself rounds them; a tied head is left out, as
+transformers does. The config and the tokenizer are those that the run started from, copied from the run folder.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from megacpt.checkpoint.folder import find_checkpoint, read_state
+from megacpt.checkpoint.folder import damage, find_checkpoint, read_state
 from megacpt.checkpoint.huggingface import INDEX, SINGLE
+from megacpt.checkpoint.state import MASTER, TENSORS, StoredState
 from megacpt.errors import CheckpointError
-from megacpt.parallel.slice_files import SliceFiles
 
 MODEL_FILES = "model"
 """The run folder's copy of the config and tokenizer files."""
@@ -42,10 +42,12 @@ def export(
         The checkpoint that was exported.
 
     Raises:
-        CheckpointError: there is no complete checkpoint, or the target is not empty.
+        CheckpointError: there is no complete checkpoint, it is damaged, or the target is not empty.
     """
     checkpoint = find_checkpoint(source)
     state = read_state(checkpoint)
+    if found := damage(checkpoint, wanted=lambda file: not file.startswith(f"{TENSORS}/") or f"/{MASTER}-" in file):
+        raise CheckpointError("the checkpoint is damaged", where=str(checkpoint), found=found[0])
     model_files = checkpoint.parent.parent / MODEL_FILES
     if not (model_files / "config.json").is_file():
         raise CheckpointError(
@@ -56,12 +58,13 @@ def export(
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    slices = SliceFiles(checkpoint / state["weights"])
-    names = list(slices)
+    stored = StoredState(checkpoint)
+    names = list(stored)
+    dtype = getattr(torch, state["dtype"])
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for done, name in enumerate(names, start=1):
-            yield name, slices.whole(name, state["vocab_size"]).contiguous()
+            yield name, stored.whole(name).to(dtype)
             progress(done, len(names))
 
     write_safetensors(partial, tensors(), max_file_bytes)

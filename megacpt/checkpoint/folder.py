@@ -1,27 +1,61 @@
-"""The checkpoints of a run: written aside, completed by a rename, found again by what is complete.
+"""The checkpoints of a run: written aside, completed by a manifest and a rename, found again by what is complete.
 
 checkpoints/step_000120/        complete: the folder got this name only after everything in it was on disk
-    state.json                  step, tokens, layout, fingerprints
-    engine/                     weights as safetensors slices, DeepSpeed's optimizer state
+    state.json                  step, tokens, layout, milestones, the data's history, the recipe
+    engine.json, tensors/       master weights and optimizer state (`megacpt.checkpoint.state`)
+    manifest.json               size and SHA-256 of every file; written last
 checkpoints/step_000180.partial a save that never finished: ignored, and removed by the next save
 checkpoints/latest              the name of the newest complete checkpoint
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megacpt.checkpoint.state import file_record
 from megacpt.errors import CheckpointError
 
 STATE = "state.json"
+MANIFEST = "manifest.json"
 LATEST = "latest"
 PARTIAL = ".partial"
+FORMAT = 2
 _NAME = re.compile(r"step_(\d+)")
+
+Files = dict[str, dict[str, Any]]
+"""Path inside a checkpoint -> {"bytes", "sha256"}."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay.
+
+    Attributes:
+        keep_last: so many of the newest.
+        keep_every_tokens: of every so many tokens the first checkpoint at or after; None: no others.
+    """
+
+    keep_last: int
+    keep_every_tokens: int | None = None
+
+    def kept(self, states: Sequence[dict[str, Any]]) -> list[bool]:
+        """Which of these checkpoints stay, given their states, oldest first. Those with milestones always do."""
+        kept = []
+        spans_seen = {0}
+        for index, state in enumerate(states):
+            span = state["tokens"] // self.keep_every_tokens if self.keep_every_tokens else 0
+            is_new_span = span not in spans_seen
+            spans_seen.add(span)
+            kept.append(is_new_span or bool(state.get("milestones")) or index >= len(states) - self.keep_last)
+        return kept
 
 
 class CheckpointFolder:
@@ -34,11 +68,24 @@ class CheckpointFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, step: int) -> Path:
-        """The folder to write the checkpoint of `step` into; leftovers of unfinished saves are removed."""
+    def begin(self, step: int, needed_bytes: int = 0) -> Path:
+        """The folder to write the checkpoint of `step` into; leftovers of unfinished saves are removed.
+
+        Raises:
+            CheckpointError: the disk has no room for `needed_bytes`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover)
+        free_bytes = shutil.disk_usage(self.folder).free
+        if free_bytes < needed_bytes:
+            raise CheckpointError(
+                "the disk has no room for a checkpoint",
+                where=str(self.folder),
+                found=f"{free_bytes / 2**30:.3g} GiB free",
+                expected=f"{needed_bytes / 2**30:.3g} GiB",
+                hint="Free some, or keep fewer: checkpoint.keep_last, `megacpt checkpoint prune`.",
+            )
         partial = self.partial(step)
         partial.mkdir()
         return partial
@@ -47,16 +94,30 @@ class CheckpointFolder:
         """Where the checkpoint of `step` is written before it is complete."""
         return self.folder / f"step_{step:06d}{PARTIAL}"
 
-    def commit(self, step: int, state: dict[str, Any], keep_last: int) -> Path:
-        """Complete the checkpoint of `step`, point `latest` at it, and drop the oldest beyond `keep_last`."""
+    def abandon(self, step: int) -> None:
+        """Remove what a failed save left, as far as the disk lets us; the next save tries again."""
+        shutil.rmtree(self.partial(step), ignore_errors=True)
+
+    def commit(self, step: int, documents: dict[str, Any], files: Files) -> Path:
+        """Complete the checkpoint of `step` and point `latest` at it.
+
+        Args:
+            step: of the checkpoint.
+            documents: name -> content of the JSON files that are left to write, the state among them.
+            files: what is there already, flushed to disk.
+        """
         partial, final = self.partial(step), self.folder / f"step_{step:06d}"
-        (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
-        for path in partial.rglob("*"):
-            if path.is_file():
-                _sync(path)
+        for name, content in documents.items():
+            (partial / name).write_text(json.dumps(content, indent=1) + "\n")
+            files = files | {name: file_record(partial / name)}
+        manifest = {"format": FORMAT, "files": files, "sha256": _digest(files)}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        _sync(partial / MANIFEST)
+        for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
+            _sync(folder)
         if final.exists():  # the same step saved again, after a resume from an older checkpoint
             (self.folder / LATEST).unlink(missing_ok=True)
-            self._discard(final)
+            self.discard(final)
         partial.rename(final)
         _sync(self.folder)
         aside = self.folder / f"{LATEST}{PARTIAL}.txt"
@@ -64,12 +125,18 @@ class CheckpointFolder:
         _sync(aside)
         aside.rename(self.folder / LATEST)
         _sync(self.folder)
-        others = [path for path in self.complete() if path != final]
-        for old in others[: max(0, len(others) + 1 - keep_last)]:
-            self._discard(old)
         return final
 
-    def _discard(self, checkpoint: Path) -> None:
+    def prune(self, retention: Retention, spared: Collection[Path] = ()) -> list[Path]:
+        """Remove the complete checkpoints that `retention` does not keep, but for the `spared`; returns them."""
+        complete = self.complete()
+        kept = retention.kept([read_state(path) for path in complete])
+        removed = [path for path, stays in zip(complete, kept, strict=True) if not stays and path not in spared]
+        for path in removed:
+            self.discard(path)
+        return removed
+
+    def discard(self, checkpoint: Path) -> None:
         """Remove a checkpoint; first its name, so that a half-removed one is never taken for complete."""
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}-discarded{PARTIAL}")))
 
@@ -87,7 +154,7 @@ class CheckpointFolder:
         """All complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE).is_file()]
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
     def newest(self) -> Path | None:
@@ -102,15 +169,69 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: this is no complete checkpoint.
     """
-    path = checkpoint / STATE
-    if not path.is_file():
+    if not (checkpoint / MANIFEST).is_file():
         raise CheckpointError(
             "this is no complete checkpoint",
             where=str(checkpoint),
-            expected=f"a folder with {STATE}",
+            expected=f"a folder with {MANIFEST}",
             hint="Name a folder like RUN/checkpoints/step_000120.",
         )
-    return dict(json.loads(path.read_text()))
+    try:
+        return dict(json.loads((checkpoint / STATE).read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the checkpoint's state cannot be read", where=str(checkpoint / STATE)) from error
+
+
+def read_manifest(checkpoint: Path) -> Files:
+    """The files of a checkpoint as its manifest lists them.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        files: Files = manifest["files"]
+        if manifest["sha256"] == _digest(files):
+            return files
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("the checkpoint's manifest cannot be read", where=str(path)) from error
+    raise CheckpointError("the checkpoint's manifest is damaged", where=str(path))
+
+
+def damage(
+    checkpoint: Path,
+    *,
+    share: tuple[int, int] = (0, 1),
+    wanted: Callable[[str], bool] = lambda file: True,
+) -> list[str]:
+    """What is wrong with a checkpoint's files, a line each; none if all have the size and content of the save.
+
+    Args:
+        checkpoint: its folder.
+        share: (i, n): look at every n-th file from the i-th, so that n ranks together look at all.
+        wanted: which files to look at.
+    """
+    try:
+        files = read_manifest(checkpoint)
+    except CheckpointError as error:
+        return [str(error)]
+    found = []
+    for name in list(filter(wanted, files))[share[0] :: share[1]]:
+        expected, path = files[name], checkpoint / name
+        try:
+            size_bytes = path.stat().st_size
+            if size_bytes != expected["bytes"]:
+                found.append(f"{path} has {size_bytes:,} bytes instead of {expected['bytes']:,}")
+                continue
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            found.append(f"{path} cannot be read: {error.strerror}")
+            continue
+        if content != expected["sha256"]:
+            found.append(f"{path} is not what was saved (its SHA-256 differs)")
+    return found
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -119,7 +240,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if (path / STATE).is_file():
+    if (path / MANIFEST).is_file():
         return path
     newest = CheckpointFolder(path / "checkpoints").newest()
     if newest is None:
@@ -129,6 +250,10 @@ def find_checkpoint(path: Path) -> Path:
             expected="a run folder or one of its checkpoints/step_NNNNNN",
         )
     return newest
+
+
+def _digest(files: Files) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from megacpt.data.batch import MicroBatch
+from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.slices import Slice
 
 
@@ -83,12 +83,16 @@ class Engine(Protocol):
         """The sum over all ranks' micro-batches of weight * nll, without gradients and without z-loss."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write weights (as slice files) and optimizer state into `folder`."""
+    def counters(self) -> dict[str, int]:
+        """What counts steps, equal on all ranks."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, under the same layout."""
+    def held(self) -> Iterator[Held]:
+        """This rank's part of the fp32 master weights and of the optimizer's state, as views."""
+        ...
+
+    def load(self, source: StateSource) -> None:
+        """Take over counters and state, under whatever layout they were written."""
         ...
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:

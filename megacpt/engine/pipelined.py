@@ -8,7 +8,6 @@ A single process is a pipeline of one stage: the same code trains on a laptop an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -19,6 +18,7 @@ from deepspeed.runtime.utils import clip_grad_norm_
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
+from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
@@ -33,12 +33,11 @@ from megacpt.model.stages import (
     trained_stages,
 )
 from megacpt.model.taught import TaughtStage, taught_head
+from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.grid import Grid
-from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
 
 SUM_NAMES = ("weighted", "nll", "tokens")
-TAG = "engine"
 
 
 def layer_specs(
@@ -74,7 +73,7 @@ def layer_specs(
 
 
 class StagedModule(PipelineModule):
-    """DeepSpeed's pipeline module with our cut into stages, our weights files and per-domain sums.
+    """DeepSpeed's pipeline module with our cut into stages and per-domain sums.
 
     The sums ride on the reduction that DeepSpeed makes for the loss anyway, so they cost no collective.
     """
@@ -123,20 +122,6 @@ class StagedModule(PipelineModule):
         for stage in self.stages():
             yield from stage.named_slices()
 
-    def _slice_file(self, folder: str) -> Path:
-        coordinate = self._topo.get_coord(self.global_rank)
-        return slice_file(Path(folder), coordinate.pipe, coordinate.model)
-
-    def save_state_dict(self, save_dir: str, checkpoint_engine: Any, exclude_frozen_params: bool = False) -> None:
-        """Called by DeepSpeed's save: one safetensors file per stage and tensor rank, under Hugging Face names."""
-        if self._grid.data_parallel_id == 0:
-            write_slices(self._slice_file(save_dir), self.owned_parameters())
-
-    def load_state_dir(self, load_dir: str, checkpoint_engine: Any, strict: bool = True) -> None:
-        """Called by DeepSpeed's load."""
-        read_slices(self._slice_file(load_dir), {name: parameter for name, parameter, _ in self.owned_parameters()})
-        self._synchronize_tied_weights()
-
 
 class PipelinedEngine:
     """An `Engine` on DeepSpeed's PipelineEngine.
@@ -180,13 +165,19 @@ class PipelinedEngine:
             config=deepspeed_config(settings, grid.data),
         )
         self.objective.domain_sums = self.objective.domain_sums.to(self.engine.device)
-        self.engine._copy_recovery_script = lambda folder: None  # our weights need no script to be read
         if not (self.engine.zero_optimization() or self.engine.bfloat16_enabled()):
             self.engine.clip_fp32_gradients = self._clip_and_remember_norm
         # The loss is asked for before the update, then again by DeepSpeed, after it.
         self._aggregate_total_loss = self.engine._aggregate_total_loss
         self.engine._aggregate_total_loss = self._total_loss
         self._loss: torch.Tensor | None = None
+        self.state = TrainingState(
+            self.engine,
+            self.module.named_slices,
+            factory.blueprint.vocab_size,
+            tensor_rank=factory.group.rank,
+            data_rank=self.engine.mpu.get_data_parallel_rank(),
+        )
 
     def _clip_and_remember_norm(self) -> None:
         """DeepSpeed's plain fp32 path clips by a norm that it then forgets."""
@@ -228,11 +219,14 @@ class PipelinedEngine:
             mean = self.engine.eval_batch(_as_deepspeed(micro_batches), num_micro_batches=len(micro_batches))
         return float(mean) * len(micro_batches) * self.data_degree
 
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    def counters(self) -> dict[str, int]:
+        return self.state.counters()
 
-    def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag=TAG)
+    def held(self) -> Iterator[Held]:
+        return self.state.held()
+
+    def load(self, source: StateSource) -> None:
+        self.state.fill(source)
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         return self.module.owned_parameters()

@@ -7,7 +7,6 @@ engine. Under ZeRO-3 each stage is sharded as soon as it is built, so that no ra
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
+from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
 from megacpt.model.objective import Objective
@@ -31,11 +31,10 @@ from megacpt.model.stages import (
     trained_stages,
 )
 from megacpt.model.taught import TaughtStage, head_weight
+from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.grid import Grid
-from megacpt.parallel.slice_files import read_slices, slice_file, write_slices
 from megacpt.parallel.slices import Slice
 
-TAG = "engine"
 WEIGHTS_SHARDED = 3
 
 
@@ -135,11 +134,16 @@ class ShardedEngine:
             config=config,
             mpu=self.mpu,
         )
-        self.engine._copy_recovery_script = lambda folder: None  # our weights need no script to be read
-        self.weights_are_sharded = settings.zero_stage == WEIGHTS_SHARDED
         self._losses: list[torch.Tensor] = []
         self._domain_sums: list[torch.Tensor] = []
         self._sums: list[float] = []
+        self.state = TrainingState(
+            self.engine,
+            self.parameters,
+            factory.blueprint.vocab_size,
+            tensor_rank=factory.group.rank,
+            data_rank=self.mpu.get_data_parallel_rank(),
+        )
 
     def _measure(self) -> tuple[float, float]:
         losses = torch.stack(self._losses).sum()[None] / self.num_losses
@@ -183,28 +187,14 @@ class ShardedEngine:
         tensors = (batch.input_ids, batch.positions, batch.labels, batch.weights, batch.domains)
         return tuple(tensor.to(self.engine.device) for tensor in tensors)
 
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
-        if self.mpu.get_data_parallel_rank() == 0:
-            write_slices(self._slice_file(folder), self._gathered_parameters())
-        else:  # gathering takes everybody
-            for _ in self._gathered_parameters():
-                pass
-        dist.barrier()
+    def counters(self) -> dict[str, int]:
+        return self.state.counters()
 
-    def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag=TAG)
-        if not self.weights_are_sharded:
-            read_slices(self._slice_file(folder), {name: parameter for name, parameter, _ in self.parameters()})
+    def held(self) -> Iterator[Held]:
+        return self.state.held()
 
-    def _slice_file(self, folder: Path) -> Path:
-        return slice_file(folder / TAG, 0, self.mpu.get_model_parallel_rank())
-
-    def _gathered_parameters(self) -> Iterator[tuple[str, nn.Parameter, Slice | None]]:
-        """`parameters`, each whole over the data axis while it is looked at."""
-        for stage in self._stages():
-            with deepspeed.zero.GatheredParameters(list(stage.parameters()), enabled=self.weights_are_sharded):
-                yield from stage.named_slices()
+    def load(self, source: StateSource) -> None:
+        self.state.fill(source)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter, Slice | None]]:
         for stage in self._stages():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megacpt.recipe.importance import objective
-from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory
+from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory, num_checkpoints
 from megacpt.recipe.resolve import Resolved
 from megacpt.recipe.shares import token_shares
 from megacpt.units import format_seconds
@@ -176,7 +176,10 @@ def _steps(resolved: Resolved) -> Iterator[Row]:
     for name, budget in recipe.forgetting.items():
         yield "budget", f"{name} may rise {budget:g} nats above the base model, else: {evaluation.over_budget}"
     occasions = _occasions(False, resolved.checkpoint_every_steps, checkpoint.at_end)
-    yield "checkpoint", f"{occasions}; kept: the last {checkpoint.keep_last}"
+    kept = [f"the last {checkpoint.keep_last}", *resolved.milestones_tokens]
+    if checkpoint.keep_every_tokens:
+        kept.append(f"one every {_rounded(checkpoint.keep_every_tokens)} tokens")
+    yield "checkpoint", f"{occasions}; kept: {', '.join(kept)}"
 
 
 def _occasions(at_start: bool, every_steps: int | None, at_end: bool) -> str:
@@ -232,8 +235,8 @@ def _costs(resolved: Resolved) -> Iterator[Row]:
     if (seconds := total / ASSUMED_FLOPS) >= 60:
         alone, together = format_seconds(seconds), format_seconds(seconds / resolved.world_size)
         yield "time", f"{alone} of an H100 at 400 TFLOP/s in bf16; {together} on {resolved.world_size} of them"
-    size, kept = checkpoint_bytes(resolved, shape), resolved.recipe.checkpoint.keep_last
-    yield "checkpoint", f"{_size(size)} each; {_size((kept + 1) * size)} while the next is written"
+    size, count = checkpoint_bytes(shape), num_checkpoints(resolved)
+    yield "checkpoint", f"{_size(size)} each; at most {_size(count * size)}, while the last of {count} is written"
 
 
 def _count(number: float, what: str) -> str:

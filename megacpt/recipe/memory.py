@@ -99,6 +99,13 @@ def _saved_channels(resolved: Resolved, architecture: Architecture, layers: floa
     return layers * layer * in_flight
 
 
-def checkpoint_bytes(resolved: Resolved, architecture: Architecture) -> float:
-    """The size of one checkpoint: weights, fp32 master weights and two moments."""
-    return architecture.num_parameters * (2 + 12 if resolved.recipe.model.dtype == "bfloat16" else 4 + 12)
+def checkpoint_bytes(architecture: Architecture) -> float:
+    """The size of one checkpoint: fp32 master weights and two moments."""
+    return architecture.num_parameters * 12
+
+
+def num_checkpoints(resolved: Resolved) -> int:
+    """How many checkpoints of a whole run the disk must hold, the one that is being written included."""
+    settings = resolved.recipe.checkpoint
+    spans = resolved.total_tokens // settings.keep_every_tokens if settings.keep_every_tokens else 0
+    return settings.keep_last + len(resolved.milestones_tokens) + spans + 1

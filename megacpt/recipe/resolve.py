@@ -59,6 +59,7 @@ class Resolved:
         last_step: the step after which this run ends: num_steps, or training.stop_at_step if that comes first.
         evaluation_every_steps: None: not on the way.
         checkpoint_every_steps: None: not on the way.
+        milestones_tokens: name -> tokens, of the checkpoints that are kept for good.
         mixture_every_steps: between two decisions of a mixture controller.
         lr: the learning rate's numbers.
     """
@@ -78,6 +79,7 @@ class Resolved:
     last_step: int
     evaluation_every_steps: int | None
     checkpoint_every_steps: int | None
+    milestones_tokens: dict[str, int]
     mixture_every_steps: int
     lr: ResolvedRate
 
@@ -109,6 +111,8 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     tokens_per_step = rows * sequence_length
     num_steps = math.ceil(recipe.training.tokens / tokens_per_step)
 
+    rate = _rate(recipe, num_steps * tokens_per_step)
+
     def steps(stretch: Duration) -> int:
         return max(1, round(stretch.of(recipe.training.tokens) / tokens_per_step))
 
@@ -128,8 +132,9 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
         last_step=num_steps if recipe.training.stop_at_step is None else min(num_steps, recipe.training.stop_at_step),
         evaluation_every_steps=steps(recipe.evaluation.every) if recipe.evaluation.every else None,
         checkpoint_every_steps=steps(recipe.checkpoint.every) if recipe.checkpoint.every else None,
+        milestones_tokens=_milestones(recipe, rate),
         mixture_every_steps=steps(recipe.mixture.every),
-        lr=_rate(recipe, num_steps * tokens_per_step),
+        lr=rate,
     )
 
 
@@ -204,6 +209,15 @@ def _global_rows(recipe: Recipe, data: int) -> int:
             hint=f"Nearest: {below * length} or {(below + together) * length} tokens.",
         )
     return rows
+
+
+def _milestones(recipe: Recipe, rate: ResolvedRate) -> dict[str, int]:
+    """The recipe's milestones, and the end of the phase before the final decay, if there is one."""
+    decay_tokens = rate.decay_tokens or rate.anneal_tokens
+    stretches = recipe.checkpoint.milestones.items()
+    named = {name: stretch and stretch.of(recipe.training.tokens) for name, stretch in stretches}
+    automatic = {"pre_anneal": rate.total_tokens - decay_tokens} if decay_tokens else {}
+    return {name: tokens for name, tokens in (automatic | named).items() if tokens}
 
 
 def _rate(recipe: Recipe, total_tokens: int) -> ResolvedRate:

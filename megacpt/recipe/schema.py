@@ -425,6 +425,17 @@ class CheckpointSection(Section):
     keep_last: Count = 2
     """Older ones are deleted. Two, so that one survives should the newest turn out unreadable."""
 
+    keep_every_tokens: Tokens | None = None
+    """Beside the last ones, keep the first checkpoint at or after every multiple of this; None keeps no others."""
+
+    milestones: dict[Name, Stretch | None] = {}
+    """Checkpoints that are saved and kept for good: name -> how much of the run they hold ("80%", "5B"). `pre_anneal`,
+    the last one before the final decay of a wsd or infinite schedule, is made without being named: other endings can
+    start from it. `pre_anneal: null` makes none."""
+
+    asynchronous: bool = False
+    """Copy the state into host memory, 12 bytes per parameter over all ranks, and write it while training goes on."""
+
     at_end: bool = True
     """After the last step; the export is made from it."""
 

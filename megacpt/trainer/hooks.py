@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.checkpoint.saving import Saver
 from megacpt.engine.engine import Engine
 from megacpt.evaluate.evaluator import EvaluationInterrupted, Evaluator
 from megacpt.observe.log import logger
-from megacpt.observe.record import EvaluationRecord, StepRecord
+from megacpt.observe.record import CheckpointRecord, EvaluationRecord, StepRecord
 from megacpt.observe.sinks import Sink
 from megacpt.trainer.loop import Hook
 
@@ -112,42 +111,42 @@ class Evaluation:
 
 
 class Checkpointing:
-    """Saves every so many steps, and after the last.
+    """Saves every so many steps, at milestones, and after the last step.
 
     Args:
         engine: holds the weights and the optimizer's state.
-        folder: the run's checkpoints.
-        state: step -> what state.json holds.
+        saver: writes them.
+        state: step -> what else state.json holds.
+        tokens: step -> tokens trained after it.
+        sinks: where it is recorded what became of each save; ranks other than 0 have none.
         every_steps: None: not on the way.
-        keep_last: how many checkpoints stay.
+        milestones: name -> tokens: the last checkpoint that has not gone beyond them is kept under this name.
         at_start: save before the first step of the run, so that there is something to roll back to.
         at_end: save after the last step done.
-        saved: told how many seconds a save took.
-        is_main: this is rank 0, which does what only one may do.
-        barrier: waits for all ranks.
+        saved: told how many seconds a save took, from its beginning until it was complete.
     """
 
     def __init__(
         self,
         engine: Engine,
-        folder: CheckpointFolder,
+        saver: Saver,
         state: Callable[[int], dict[str, Any]],
+        tokens: Callable[[int], int],
+        sinks: Sequence[Sink],
         *,
         every_steps: int | None,
-        keep_last: int,
+        milestones: Mapping[str, int],
         at_end: bool,
-        is_main: bool,
-        barrier: Callable[[], None],
         at_start: bool = False,
         saved: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.at_start, self.saved = at_start, saved
         self.engine = engine
-        self.folder = folder
+        self.saver = saver
         self.state = state
-        self.every_steps, self.keep_last, self.at_end = every_steps, keep_last, at_end
-        self.is_main = is_main
-        self.barrier = barrier
+        self.tokens = tokens
+        self.sinks = sinks
+        self.every_steps, self.milestones, self.at_end = every_steps, milestones, at_end
         self._saved_step: int | None = None
 
     def before_training(self, step: int) -> None:
@@ -156,30 +155,49 @@ class Checkpointing:
             self.save(step)
 
     def after_step(self, record: StepRecord) -> None:
-        if self.every_steps is not None and record.step % self.every_steps == 0:
-            self.save(record.step)
+        self._note(self.saver.poll())
+        names = [name for name, end in self.milestones.items() if record.tokens <= end < self.tokens(record.step + 1)]
+        if names or (self.every_steps is not None and record.step % self.every_steps == 0):
+            self.save(record.step, names)
 
     def rewind(self, step: int) -> None:
-        if self.is_main:
-            self.folder.set_aside_after(step)
+        if self.saver.channel.is_main:
+            self.saver.folder.set_aside_after(step)
         self._saved_step = step
 
     def after_training(self, step: int, stopped: bool) -> None:
         if self.at_end or stopped:
             self.save(step)
+        self.finish()
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint of the present step, unless it is written."""
-        if self._saved_step == step:
+    def save(self, step: int, milestones: Sequence[str] = ()) -> None:
+        """Write the checkpoint of the present step, unless it is written; a failure is told, and the run goes on.
+
+        Args:
+            step: the present one.
+            milestones: names under which it is kept for good.
+        """
+        self.finish()
+        if self._saved_step == step and not milestones:
             return
-        began = time.monotonic()
-        if self.is_main:
-            self.folder.begin(step)
-        self.barrier()
-        self.engine.save(self.folder.partial(step))
-        self.barrier()
-        if self.is_main:
-            path = self.folder.commit(step, self.state(step), self.keep_last)
-            logger().info("checkpoint %s", path)
-        self._saved_step = step
-        self.saved(time.monotonic() - began)
+        state = self.state(step) | {"milestones": list(milestones)}
+        self._note(self.saver.save(state, self.engine.counters(), self.engine.held()))
+
+    def finish(self) -> None:
+        """Wait until a save in the background is complete."""
+        self._note(self.saver.wait())
+
+    def _note(self, record: CheckpointRecord | None) -> None:
+        if record is None:
+            return
+        for sink in self.sinks:
+            sink.write_checkpoint(record)
+        if record.path is not None:
+            self._saved_step = record.step
+            self.saved(record.seconds)
+            size, times = record.num_bytes / 2**30, (record.seconds, record.stall_seconds)
+            logger().info(
+                "checkpoint %s: %.3g GiB in %.1f s, training stood still for %.1f s", record.path, size, *times
+            )
+        elif self.sinks:
+            logger().warning("there is no checkpoint of step %d: %s. The run goes on.", record.step, record.error)

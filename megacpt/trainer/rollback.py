@@ -8,11 +8,11 @@ meets the same bad steps, and rolls back in the same way, since all of it follow
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from megacpt.checkpoint.folder import CheckpointFolder, read_state
 from megacpt.data.history import History
 from megacpt.data.loader import Loader
-from megacpt.engine.engine import Engine
 from megacpt.errors import TrainingError
 from megacpt.observe.events import Events
 from megacpt.observe.log import logger
@@ -23,25 +23,25 @@ class Rollbacks:
     """Does what a guard asks for. Collective.
 
     Args:
-        engine: gets the checkpoint's weights and optimizer state.
+        restore: puts a checkpoint's weights and optimizer state into the engine.
         folder: the run's checkpoints.
         loader: gets the checkpoint's data history, with the jump.
         guard: gets its standing at the checkpoint.
         events: where rollbacks are noted.
-        barrier: waits for all ranks.
+        finish_saving: waits for a checkpoint that is being written.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        restore: Callable[[Path], None],
         folder: CheckpointFolder,
         loader: Loader,
         guard: Guard,
         events: Events,
-        barrier: Callable[[], None],
+        finish_saving: Callable[[], None],
     ) -> None:
-        self.engine, self.folder, self.loader = engine, folder, loader
-        self.guard, self.events, self.barrier = guard, events, barrier
+        self.restore, self.folder, self.loader = restore, folder, loader
+        self.guard, self.events, self.finish_saving = guard, events, finish_saving
 
     def __call__(self, wanted: Rollback) -> int:
         """Go back; returns the number of steps done there.
@@ -49,6 +49,7 @@ class Rollbacks:
         Raises:
             TrainingError: no checkpoint is older than the first bad step.
         """
+        self.finish_saving()
         states = [(path, read_state(path)) for path in self.folder.complete()]
         good = [(path, state) for path, state in states if state["step"] < wanted.before_step]
         if not good:
@@ -58,13 +59,12 @@ class Rollbacks:
                 expected=f"one of an earlier step than {wanted.before_step}",
                 hint="Raise checkpoint.keep_last, or save more often.",
             )
-        self.barrier()  # nobody renames or deletes checkpoints before all have looked
         checkpoint, state = good[-1]
         step = state["step"]
         history = self.loader.stream.history
         jump_at_step = max(wanted.jump_from_step - 1, step)
         num_samples = history.first_sample(wanted.jump_to_step) - history.first_sample(jump_at_step)
-        self.engine.load(checkpoint)
+        self.restore(checkpoint)
         self.guard.restore(state["guard"])
         reason = f"bad steps {wanted.before_step} to {wanted.jump_to_step}"
         restored = History.from_json(state["data"])

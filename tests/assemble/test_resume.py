@@ -10,11 +10,12 @@ import pytest
 
 from megacpt.assemble.data import plan
 from megacpt.assemble.resume import FREE, check_continues, choose_checkpoint, continued_history, run_folder, state
-from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.checkpoint.channel import Channel
 from megacpt.data.history import CorpusRecord, History, Settings
 from megacpt.errors import CheckpointError
 from megacpt.recipe import Resolved
 from tests.assemble.recipes import resolved
+from tests.checkpoint.states import save_checkpoint
 
 TEXTS = {name: CorpusRecord(180, 9, "t", ("one", "two")) for name in ("law", "web")}
 
@@ -25,15 +26,13 @@ def history(values: Resolved) -> History:
 
 def save(run: Path, values: Resolved, step: int = 5) -> Path:
     """A checkpoint of `values` in the run folder."""
-    folder = CheckpointFolder(run / "checkpoints")
-    folder.begin(step)
-    return folder.commit(step, state(values, 118, history(values), step), keep_last=9)
+    return save_checkpoint(run, **state(values, history(values), step))
 
 
 def test_the_state_says_where_the_run_stands(tmp_path: Path) -> None:
     saved = json.loads((save(tmp_path, resolved(tmp_path)) / "state.json").read_text())
-    assert (saved["step"], saved["tokens"], saved["vocab_size"]) == (5, 5 * 128, 118)
-    assert saved["layout"] == {"pipeline": 1, "tensor": 1, "data": 1}
+    assert (saved["step"], saved["tokens"], saved["dtype"]) == (5, 5 * 128, "float32")
+    assert saved["layout"] == {"pipeline": 1, "tensor": 1, "data": 1, "ZeRO": 1}
     assert saved["recipe"]["lr"]["peak"] == 1e-3
 
 
@@ -54,6 +53,10 @@ FREE_CHANGES = {
     "data.domains.*.held_out": "data.domains.web.held_out=new-web",
     "loss.kernel": "loss.kernel=reference",
     "guard": "guard.on_spike=rollback",
+    "parallel": "parallel.zero_stage=0",
+    "batch.micro_rows": "batch.micro_rows=2",
+    "model.attention": "model.attention=eager",
+    "model.vocab_multiple": "model.vocab_multiple=64",
 }
 
 
@@ -100,15 +103,11 @@ def test_other_keys_accept_nothing(accepted: str, tmp_path: Path) -> None:
         check_continues(resolved(tmp_path, "lr.peak=2e-3"), checkpoint, (accepted,))
 
 
-def test_another_layout_is_refused_even_if_accepted(tmp_path: Path) -> None:
+def test_another_layout_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = save(tmp_path, resolved(tmp_path))
-    changed = resolved(tmp_path, "parallel.tensor=2", world_size=2)
-    with pytest.raises(
-        CheckpointError, match=r"another layout \(found pipeline 1, tensor 1, data 1, expected pipeline 1, t"
-    ):
-        check_continues(changed, checkpoint, ("parallel",))
-    with pytest.raises(CheckpointError, match="another layout"):  # data: auto, on more processes
-        check_continues(resolved(tmp_path, world_size=4), checkpoint)
+    check_continues(resolved(tmp_path, "parallel.tensor=2", "parallel.zero_stage=2", world_size=4), checkpoint)
+    said = "pipeline 1, tensor 1, data 1, ZeRO 1 goes on as pipeline 1, tensor 2, data 2, ZeRO 2"
+    assert said in capsys.readouterr().err
 
 
 def continued(folder: Path, now: Resolved, texts: dict[str, CorpusRecord], *accepted: str) -> History:
@@ -157,8 +156,8 @@ def test_other_text_is_refused_or_accepted_on_record(now: CorpusRecord, said: st
 
 
 def test_a_fresh_run_starts_in_an_empty_folder(tmp_path: Path) -> None:
-    assert choose_checkpoint(None, tmp_path / "run") is None
-    assert choose_checkpoint("auto", tmp_path / "run") is None
+    assert choose_checkpoint(None, tmp_path / "run", Channel()) is None
+    assert choose_checkpoint("auto", tmp_path / "run", Channel()) is None
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False])
@@ -170,18 +169,18 @@ def test_a_folder_that_holds_a_run_is_not_begun_anew(has_checkpoint: bool, tmp_p
     else:
         (run / "metrics.jsonl").touch()
     with pytest.raises(CheckpointError, match=r"already holds a run\. .*--resume auto.*--set name=NEW"):
-        choose_checkpoint(None, run)
+        choose_checkpoint(None, run, Channel())
 
 
 def test_the_newest_or_the_one_named_is_continued(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     older, newer = (save(run, resolved(tmp_path), step) for step in (5, 12))
     elsewhere = save(other, resolved(tmp_path), 3)
-    assert choose_checkpoint("auto", run) == newer
-    assert choose_checkpoint(str(older), run) == older
-    assert choose_checkpoint(str(other), run) == elsewhere
+    assert choose_checkpoint("auto", run, Channel()) == newer
+    assert choose_checkpoint(str(older), run, Channel()) == older
+    assert choose_checkpoint(str(other), run, Channel()) == elsewhere
     with pytest.raises(CheckpointError, match="no complete checkpoint here"):
-        choose_checkpoint(str(tmp_path / "nowhere"), run)
+        choose_checkpoint(str(tmp_path / "nowhere"), run, Channel())
 
 
 def test_the_run_folder_is_named_after_the_run(tmp_path: Path) -> None:

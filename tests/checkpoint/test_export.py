@@ -12,16 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megacpt.checkpoint.export import MODEL_FILES, export
-from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt.checkpoint.huggingface import INDEX, SINGLE
 from megacpt.errors import CheckpointError
-from megacpt.parallel.slice_files import slice_file, write_slices
-from megacpt.parallel.slices import Slice
+from tests.checkpoint.states import save_checkpoint
 from tests.model.whole import small_config
 
 CONFIG = small_config("qwen2", tie_word_embeddings=True)
-PADDED, TENSOR = 128, 2
-STAGES = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.layers.2", "model.norm")
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +28,13 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture
 def run(model: torch.nn.Module, tmp_path: Path) -> Path:
-    """A run folder with a checkpoint of two stages and two tensor ranks, cut by hand."""
+    """A run folder with a checkpoint; that any layout's can be read whole is shown elsewhere."""
     folder = tmp_path / "run"
     (folder / MODEL_FILES).mkdir(parents=True)
     CONFIG.save_pretrained(folder / MODEL_FILES)
     (folder / MODEL_FILES / "tokenizer.json").write_text("{}")
-    checkpoints = CheckpointFolder(folder / "checkpoints")
-    target = checkpoints.begin(3) / "engine"
-    target.mkdir()
-    for stage, held in enumerate((STAGES[:2], STAGES[2:])):
-        for rank in range(TENSOR):
-            slices = []
-            for name, parameter in model.named_parameters():
-                if name.startswith(tuple(f"{stage_name}." for stage_name in held)):
-                    piece = slice_of(name, rank)
-                    slices.append((name, parameter if piece is None else piece.cut(parameter.detach()), piece))
-            write_slices(slice_file(target, stage, rank), slices)
-    checkpoints.commit(3, {"step": 3, "weights": "engine", "vocab_size": CONFIG.vocab_size}, keep_last=1)
+    save_checkpoint(folder, 3, dict(model.named_parameters()), dtype="bfloat16")
     return folder
-
-
-def slice_of(name: str, rank: int) -> Slice | None:
-    if "embed_tokens" in name:
-        return Slice(0, rank, TENSOR, padded=PADDED)
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
-        return Slice(1, rank, TENSOR)
-    return Slice(0, rank, TENSOR) if "proj" in name else None
 
 
 @torch.no_grad()
@@ -79,7 +56,7 @@ def test_transformers_loads_it(max_file_bytes: int, model: torch.nn.Module, run:
 def test_one_file_or_an_index(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "one")
     whole = load_file(tmp_path / "one" / SINGLE)
-    assert whole["model.embed_tokens.weight"].shape[0] == CONFIG.vocab_size < PADDED
+    assert whole["model.embed_tokens.weight"].shape[0] == CONFIG.vocab_size
     assert not (tmp_path / "one" / INDEX).exists()
 
     export(run, tmp_path / "many", max_file_bytes=9_000)
@@ -132,7 +109,15 @@ def test_a_run_without_its_config(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
-def test_a_missing_slice_file(run: Path, tmp_path: Path) -> None:
-    slice_file(run / "checkpoints" / "step_000003" / "engine", 1, 0).unlink()
-    with pytest.raises(CheckpointError, match=r"slices of 'model\.layers\.1\.\S+' are missing \(found \[0\]\)"):
+@pytest.mark.parametrize("file", ["tensors/master-00000.safetensors", "engine.json", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_not_exported(file: str, run: Path, tmp_path: Path) -> None:
+    path = run / "checkpoints" / "step_000003" / file
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=file.rpartition("/")[2]):
         export(run, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_moments_are_not_looked_at(run: Path, tmp_path: Path) -> None:
+    (run / "checkpoints" / "step_000003" / "tensors" / "exp_avg-00000.safetensors").unlink()
+    export(run, tmp_path / "export")

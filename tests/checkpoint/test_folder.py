@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,20 @@ from typing import Any
 import pytest
 
 from megacpt.checkpoint import folder as module
-from megacpt.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
+from megacpt.checkpoint.folder import CheckpointFolder, Retention, damage, find_checkpoint, read_state
+from megacpt.checkpoint.state import file_record
 from megacpt.errors import CheckpointError
 
 
-def save(checkpoints: CheckpointFolder, step: int, keep_last: int = 9, content: str = "weights") -> Path:
+def save(checkpoints: CheckpointFolder, step: int, keep_last: int = 9, content: str = "weights", **state: Any) -> Path:
+    """A save on rank 0: begin, write, commit, prune."""
     partial = checkpoints.begin(step)
-    (partial / "engine").mkdir()
-    (partial / "engine" / "weights").write_text(content)
-    return checkpoints.commit(step, {"step": step}, keep_last)
+    (partial / "tensors").mkdir()
+    (partial / "tensors" / "weights").write_text(content)
+    files = {"tensors/weights": file_record(partial / "tensors" / "weights")}
+    path = checkpoints.commit(step, {"state.json": {"step": step, "tokens": 100 * step} | state}, files)
+    checkpoints.prune(Retention(keep_last), [path])
+    return path
 
 
 def names(checkpoints: CheckpointFolder) -> list[str]:
@@ -43,8 +48,9 @@ def test_an_empty_run_has_none(checkpoints: CheckpointFolder) -> None:
 def test_a_commit_completes(checkpoints: CheckpointFolder) -> None:
     path = save(checkpoints, 120)
     assert path == checkpoints.folder / "step_000120" == checkpoints.newest()
-    assert read_state(path) == {"step": 120}
-    assert (path / "engine" / "weights").read_text() == "weights"
+    assert read_state(path) == {"step": 120, "tokens": 12000}
+    assert damage(path) == []
+    assert (path / "tensors" / "weights").read_text() == "weights"
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["latest", "step_000120"]
     assert latest(checkpoints) == "step_000120"
 
@@ -67,13 +73,13 @@ def test_the_oldest_are_dropped(keep_last: int, kept: list[str], checkpoints: Ch
 def test_a_step_saved_again_replaces_the_old(checkpoints: CheckpointFolder) -> None:
     save(checkpoints, 3, content="old")
     path = save(checkpoints, 3, content="new")
-    assert (path / "engine" / "weights").read_text() == "new"
+    assert (path / "tensors" / "weights").read_text() == "new"
     assert names(checkpoints) == ["step_000003"]
 
 
 def test_leftovers_are_no_checkpoints_and_are_removed(checkpoints: CheckpointFolder) -> None:
     save(checkpoints, 1)
-    (checkpoints.begin(2) / "state.json").write_text("{}")
+    (checkpoints.begin(2) / "manifest.json").write_text("{}")
     assert names(checkpoints) == ["step_000001"]
     again = checkpoints.begin(2)
     assert list(again.iterdir()) == []
@@ -81,9 +87,9 @@ def test_leftovers_are_no_checkpoints_and_are_removed(checkpoints: CheckpointFol
     assert not again.exists()
 
 
-def test_a_folder_without_its_state_is_none(checkpoints: CheckpointFolder) -> None:
+def test_a_folder_without_its_manifest_is_none(checkpoints: CheckpointFolder) -> None:
     path = save(checkpoints, 1)
-    (path / "state.json").unlink()
+    (path / "manifest.json").unlink()
     assert names(checkpoints) == []
     with pytest.raises(CheckpointError, match=r"step_000001: this is no complete checkpoint"):
         read_state(path)
@@ -142,7 +148,7 @@ def test_a_save_killed_anywhere_loses_nothing(
         newest = checkpoints.newest()
         assert newest is not None
         assert read_state(newest)["step"] >= (1 if step == 2 else 2)
-        assert all((path / "engine" / "weights").is_file() for path in checkpoints.complete())
+        assert all((path / "tensors" / "weights").is_file() for path in checkpoints.complete())
         if (checkpoints.folder / "latest").exists():
             assert latest(checkpoints) in names(checkpoints)
         assert save(checkpoints, step, keep_last=1) == checkpoints.newest()
@@ -164,7 +170,7 @@ def test_what_was_just_saved_is_kept(checkpoints: CheckpointFolder) -> None:
     """After a resume from an older checkpoint, newer ones may lie there."""
     for step in (1, 4, 6):
         save(checkpoints, step)
-    path = save(checkpoints, 2, keep_last=2)
+    path = save(checkpoints, 2, keep_last=1)
     assert names(checkpoints) == ["step_000002", "step_000006"]
     assert latest(checkpoints) == path.name
 
@@ -183,7 +189,7 @@ def test_everything_is_on_disk_before_the_name_is_given(
     monkeypatch.setattr(module, "_sync", synced.append)
     monkeypatch.setattr(Path, "rename", note_rename)
     save(checkpoints, 1)
-    assert {"weights", "state.json"} <= set(at_rename["step_000001"])
+    assert at_rename["step_000001"] == ["manifest.json", "tensors", "step_000001.partial"]
     assert at_rename["latest"][-1].startswith("latest")
     assert "checkpoints" in at_rename["latest"]
 
@@ -199,4 +205,61 @@ def test_find_checkpoint_takes_a_run_or_a_checkpoint(checkpoints: CheckpointFold
 
 def test_state_is_plain_json(checkpoints: CheckpointFolder) -> None:
     path = save(checkpoints, 7)
-    assert json.loads((path / "state.json").read_text()) == {"step": 7}
+    assert json.loads((path / "state.json").read_text()) == {"step": 7, "tokens": 700}
+
+
+KEPT = [
+    (Retention(1), [4]),
+    (Retention(3), [2, 3, 4]),
+    (Retention(1, keep_every_tokens=200), [2, 4]),
+    (Retention(1, keep_every_tokens=150), [2, 3, 4]),
+    (Retention(1, keep_every_tokens=1000), [4]),
+]
+
+
+@pytest.mark.parametrize("retention, kept", KEPT)
+def test_what_is_kept(retention: Retention, kept: list[int], checkpoints: CheckpointFolder) -> None:
+    for step in range(1, 5):
+        save(checkpoints, step)
+        checkpoints.prune(retention)
+    assert names(checkpoints) == [f"step_{step:06d}" for step in kept]
+
+
+def test_milestones_are_kept_for_good(checkpoints: CheckpointFolder) -> None:
+    for step in range(1, 5):
+        save(checkpoints, step, keep_last=1, milestones=["pre_anneal"] if step == 2 else [])
+    assert names(checkpoints) == ["step_000002", "step_000004"]
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(checkpoints: CheckpointFolder) -> None:
+    save(checkpoints, 1)
+    with pytest.raises(CheckpointError, match=r"no room for a checkpoint \(found \S+ GiB free, expected 9\.31e\+08"):
+        checkpoints.begin(2, needed_bytes=10**18)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["latest", "step_000001"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["tensors/weights", "state.json", "manifest.json"])
+@pytest.mark.parametrize("spoil", [truncate, flip, Path.unlink], ids=["truncated", "a bit flipped", "gone"])
+def test_damage_is_found(spoil: Callable[[Path], None], file: str, checkpoints: CheckpointFolder) -> None:
+    path = save(checkpoints, 1)
+    spoil(path / file)
+    (line,) = damage(path)
+    assert str(path / file) in line
+
+
+def test_ranks_share_the_work_of_looking(checkpoints: CheckpointFolder) -> None:
+    path = save(checkpoints, 1)
+    for file in ("tensors/weights", "state.json"):
+        flip(path / file)
+    assert [len(damage(path, share=(i, 2))) for i in range(2)] == [1, 1]
+    assert len(damage(path, wanted=lambda file: file.startswith("tensors/"))) == 1

@@ -9,18 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megacpt.checkpoint.huggingface import SafetensorsWeights, read_config
-from megacpt.engine.processes import make_tensor_group
-from megacpt.engine.settings import EngineSettings
-from megacpt.model.blueprint import Blueprint
-from megacpt.model.objective import Objective
-from megacpt.model.stages import StageFactory
 from megacpt.optim.adamw import Additions, Reptile
 from megacpt.parallel.grid import Grid
 from tests.distributed import run_ranks
 from tests.parity import tiny
+from tests.parity.engines import build_engine, train
 from tests.parity.runs import evaluations_of, metrics_of, run_command, write_recipe
-from tests.parity.test_training import assert_same, build_engine, train
+from tests.parity.test_training import assert_same
 
 NUM_STEPS, EVERY, STEP_SIZE = 6, 2, 0.5
 ADDITIONS = Additions(decay_to_initial=True, reptile=Reptile(EVERY, STEP_SIZE), average_decay=0.9)
@@ -77,13 +72,8 @@ def losses_around_an_interpolation(rank: int, folder: Path, zero_stage: int) -> 
     """The body of a rank, in bf16: the loss before and after each of three steps; only the second has a rate, and is
     followed by an interpolation."""
     grid = Grid(pipeline=1, tensor=1, data=2)
-    group = make_tensor_group(grid, rank)
-    blueprint = Blueprint(read_config(folder), torch.bfloat16)
-    factory = StageFactory(blueprint, SafetensorsWeights(folder, blueprint.base_name), group, vocab_multiple=8)
-    settings = EngineSettings(
-        micro_rows=1, num_micro_batches=4, zero_stage=zero_stage, additions=Additions(reptile=Reptile(2, 0.1))
-    )
-    engine = build_engine(factory, Objective(group, blueprint.vocab_size, tiny.NUM_DOMAINS), grid, settings)
+    additions = Additions(reptile=Reptile(2, 0.1))
+    engine = build_engine(rank, folder, grid, zero_stage=zero_stage, dtype=torch.bfloat16, additions=additions)
 
     def loss() -> float:
         rows = tiny.rows_of_step(9)[rank::2]

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from megacpt.model.objective import Distillation
 from tests.distributed import run_ranks
 from tests.parity import tiny
+from tests.parity.engines import train
 from tests.parity.runs import metrics_of, run_command, write_recipe
-from tests.parity.test_training import assert_same, train
+from tests.parity.test_training import assert_same
 
 NUM_STEPS = 4
 LAYOUTS: dict[str, list[tuple[tuple[int, int, int], dict[str, Any]]]] = {

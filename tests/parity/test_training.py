@@ -2,102 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from megacpt.checkpoint.huggingface import SafetensorsWeights, read_config
-from megacpt.engine.engine import Engine
-from megacpt.engine.pipelined import PipelinedEngine
-from megacpt.engine.processes import make_tensor_group
-from megacpt.engine.settings import EngineSettings
-from megacpt.engine.sharded import ShardedEngine
-from megacpt.model.blueprint import Blueprint
-from megacpt.model.objective import Distillation, Objective
-from megacpt.model.stages import StageFactory
-from megacpt.parallel.grid import Grid
-from megacpt.parallel.partition import partition
 from tests.distributed import run_ranks
 from tests.parity import tiny
+from tests.parity.engines import train
 
 LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2)]
 TOLERANCE = 1e-5
-
-
-def train(
-    rank: int,
-    folder: Path,
-    layout: tuple[int, int, int],
-    *,
-    micro_rows: int = 1,
-    sequence_parallel: bool = False,
-    zero_stage: int = 1,
-    checkpointing: bool = False,
-    num_steps: int = tiny.NUM_STEPS,
-    teacher: Path | None = None,
-    distillation: Distillation | None = None,
-    **changes: Any,
-) -> list[tuple[float, float]]:
-    """The body of a rank: train the tiny model; (loss, gradient norm) of each step. `changes` are of the settings."""
-    grid = Grid(pipeline=layout[0], tensor=layout[1], data=layout[2])
-    group = make_tensor_group(grid, rank)
-    blueprint = Blueprint(read_config(folder), torch.float32)
-    source = SafetensorsWeights(folder, blueprint.base_name)
-    factory = StageFactory(blueprint, source, group, sequence_parallel=sequence_parallel, vocab_multiple=8)
-    settings = EngineSettings(
-        micro_rows=micro_rows,
-        num_micro_batches=tiny.GLOBAL_ROWS // grid.data // micro_rows,
-        dtype=torch.float32,
-        zero_stage=zero_stage,
-        gradient_clipping=tiny.CLIPPING,
-        activation_checkpointing=checkpointing,
-        sequence_parallel=sequence_parallel,
-        betas=tiny.BETAS,
-        weight_decay=tiny.WEIGHT_DECAY,
-        **changes,
-    )
-    objective = Objective(
-        group,
-        blueprint.vocab_size,
-        tiny.NUM_DOMAINS,
-        softcap=blueprint.logit_softcap,
-        logit_scale=blueprint.logit_scale,
-        distillation=distillation,
-    )
-    taught_by = None
-    if teacher is not None:
-        source = SafetensorsWeights(teacher, blueprint.base_name)
-        taught_by = replace(factory, blueprint=Blueprint(read_config(teacher), torch.float32), source=source)
-    engine = build_engine(factory, objective, grid, settings, taught_by)
-    data_rank = grid.coordinate(rank).data
-    history = []
-    for step in range(num_steps):
-        rows = tiny.rows_of_step(step)
-        mine = rows[data_rank :: grid.data]
-        batches = [
-            tiny.micro_batch(mine[start : start + micro_rows], tiny.total_weight(rows))
-            for start in range(0, len(mine), micro_rows)
-        ]
-        result = engine.train_step(batches, tiny.LEARNING_RATE)
-        history.append((result.loss, result.grad_norm))
-    return history
-
-
-def build_engine(
-    factory: StageFactory,
-    objective: Objective,
-    grid: Grid,
-    settings: EngineSettings,
-    teacher: StageFactory | None = None,
-) -> Engine:
-    if settings.zero_stage >= 2:
-        return ShardedEngine(factory, objective, grid, settings, teacher)
-    num_specs = factory.blueprint.num_layers + 3
-    return PipelinedEngine(factory, objective, grid, partition([1.0] * num_specs, grid.pipeline), settings, teacher)
 
 
 @cache

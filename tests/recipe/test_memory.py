@@ -83,7 +83,7 @@ def test_a_head_counts_as_layers_in_the_cut() -> None:
     assert equal_time_layers(architecture, 32, 8192)[-1] == 1.0, "the last stage keeps a layer"
 
 
-def test_a_checkpoint_is_fourteen_bytes_per_parameter() -> None:
+def test_a_checkpoint_is_twelve_bytes_per_parameter() -> None:
     resolved = plan()
     assert resolved.architecture is not None
-    assert checkpoint_bytes(resolved, resolved.architecture) == 14 * 8_030_261_248
+    assert checkpoint_bytes(resolved.architecture) == 12 * 8_030_261_248

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,9 @@ import torch
 
 from megacpt.engine.engine import Acceptable, StepResult
 from megacpt.evaluate.evaluator import EvaluationInterrupted
-from megacpt.observe.record import EvaluationRecord, StepRecord
+from megacpt.observe.record import CheckpointRecord, EvaluationRecord, StepRecord
+from megacpt.parallel.fragments import Held
+from tests.checkpoint.states import held_of
 
 TOKENS_PER_STEP = 64
 Events = list[tuple[Any, ...]]
@@ -31,8 +32,11 @@ class NotingEngine:
             loss=micro_batches[0], grad_norm=0.5, skipped=False, domain_sums=[(3.0, 6.0, 4), (0.0, 0.0, 0)]
         )
 
-    def save(self, folder: Path) -> None:
-        self.events.append(("save", folder.name, folder.is_dir()))
+    def counters(self) -> dict[str, int]:
+        return {"optimizer_updates": 0}
+
+    def held(self) -> list[Held]:
+        return held_of({"w": torch.zeros(3)})
 
 
 class NotingLoader:
@@ -85,6 +89,7 @@ class NotingSink:
     def __init__(self) -> None:
         self.steps: list[StepRecord] = []
         self.evaluations: list[EvaluationRecord] = []
+        self.checkpoints: list[CheckpointRecord] = []
 
     def write_step(self, record: StepRecord) -> None:
         self.steps.append(record)
@@ -94,6 +99,9 @@ class NotingSink:
 
     def rewind(self, step: int) -> None:
         del self.steps[step:], self.evaluations[step:]
+
+    def write_checkpoint(self, record: CheckpointRecord) -> None:
+        self.checkpoints.append(record)
 
     def close(self) -> None:
         raise AssertionError("the sinks are closed by who opened them")

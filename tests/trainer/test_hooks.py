@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.checkpoint.channel import Channel
+from megacpt.checkpoint.folder import CheckpointFolder, Retention
+from megacpt.checkpoint.saving import Saver
 from megacpt.engine.engine import Engine
 from megacpt.evaluate.evaluator import Evaluator
 from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
@@ -66,21 +69,26 @@ def test_when_a_resumed_run_is_evaluated(first: int, last: int, steps: list[int]
     assert evaluated(first, last) == steps
 
 
-def checkpointing(tmp_path: Path, events: Events, **settings: Any) -> Checkpointing:
-    settings = {"every_steps": 3, "keep_last": 2, "at_end": True, "is_main": True} | settings
+def checkpointing(
+    tmp_path: Path, sink: NotingSink, *, asynchronous: bool = False, keep_last: int = 2, **settings: Any
+) -> Checkpointing:
+    values: dict[str, Any] = {"every_steps": 3, "at_end": True, "milestones": {}} | settings
+    saver = Saver(CheckpointFolder(tmp_path), Channel(), Retention(keep_last), asynchronous=asynchronous)
     return Checkpointing(
-        cast(Engine, NotingEngine(events)),
-        CheckpointFolder(tmp_path),
+        cast(Engine, NotingEngine([])),
+        saver,
         lambda step: {"step": step, "tokens": step * TOKENS_PER_STEP},
-        barrier=lambda: events.append(("barrier", sorted(path.name for path in tmp_path.iterdir()))),
-        **settings,
+        lambda step: step * TOKENS_PER_STEP,
+        [sink],
+        **values,
     )
 
 
-def saved(events: Events) -> list[str]:
-    return [event[1] for event in events if event[0] == "save"]
+def names(folder: Path) -> list[str]:
+    return [path.name for path in CheckpointFolder(folder).complete()]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
     "first, last, settings, steps",
     [
@@ -95,32 +103,47 @@ def saved(events: Events) -> list[str]:
         (0, 0, {"at_end": False}, []),
     ],
 )
-def test_when_a_run_is_saved(first: int, last: int, settings: dict[str, Any], steps: list[int], tmp_path: Path) -> None:
-    events: Events = []
-    go_through(checkpointing(tmp_path, events, **settings), first, last)
-    assert saved(events) == [f"step_{step:06d}.partial" for step in steps]
-    complete = CheckpointFolder(tmp_path).complete()
-    assert [path.name for path in complete] == [f"step_{step:06d}" for step in steps][-2:]
+def test_when_a_run_is_saved(
+    first: int, last: int, settings: dict[str, Any], steps: list[int], asynchronous: bool, tmp_path: Path
+) -> None:
+    sink = NotingSink()
+    hook = checkpointing(tmp_path, sink, asynchronous=asynchronous, **settings)
+    go_through(hook, first, last)
+    assert [record.step for record in sink.checkpoints] == steps
+    assert all(record.error is None and record.stall_seconds > 0 for record in sink.checkpoints)
+    assert names(tmp_path) == [f"step_{step:06d}" for step in steps][-2:]
 
 
-def test_the_main_rank_makes_the_folder_before_all_write_and_names_it_after(tmp_path: Path) -> None:
-    events: Events = []
-    go_through(checkpointing(tmp_path, events, every_steps=None), 0, 5)
-    partial = "step_000005.partial"
-    assert events == [("barrier", [partial]), ("save", partial, True), ("barrier", [partial])]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000005"]
+@pytest.mark.parametrize("end, step", [(5 * 64, 5), (5 * 64 + 1, 5), (6 * 64 - 1, 5), (64, 1)])
+def test_a_milestone_is_the_last_checkpoint_before_its_end(end: int, step: int, tmp_path: Path) -> None:
+    sink = NotingSink()
+    go_through(checkpointing(tmp_path, sink, keep_last=1, milestones={"pre_anneal": end}), 0, 9)
+    assert [record.step for record in sink.checkpoints if record.milestones == ("pre_anneal",)] == [step]
+    assert names(tmp_path) == [f"step_{step:06d}", "step_000009"]
 
 
-def test_other_ranks_touch_no_folder(tmp_path: Path) -> None:
-    events: Events = []
-    go_through(checkpointing(tmp_path, events, is_main=False, every_steps=None), 0, 5)
-    assert events == [("barrier", []), ("save", "step_000005.partial", False), ("barrier", [])]
-    assert list(tmp_path.iterdir()) == []
+def test_a_failed_save_is_told_and_outlived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sink = NotingSink()
+    hook = checkpointing(tmp_path, sink)
+    go_through(hook, 0, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "commit", full)
+        hook.after_step(record_of(6))
+    assert "there is no checkpoint of step 6: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert [record.error is None for record in sink.checkpoints] == [True, False]
+    assert names(tmp_path) == ["step_000003"]
+    hook.after_training(6, stopped=False)
+    assert names(tmp_path) == ["step_000003", "step_000006"], "the end tries again"
 
 
 def test_a_stopped_run_is_saved_but_not_evaluated(tmp_path: Path) -> None:
     events: Events = []
-    saving = checkpointing(tmp_path, events, every_steps=None, at_end=False)
+    saving = checkpointing(tmp_path, NotingSink(), every_steps=None, at_end=False)
     evaluating = Evaluation(
         cast(Evaluator, NotingEvaluator(events)),
         [],
@@ -132,8 +155,8 @@ def test_a_stopped_run_is_saved_but_not_evaluated(tmp_path: Path) -> None:
     for hook in (saving, evaluating):
         hook.before_training(0)
         hook.after_training(3, stopped=True)
-    assert saved(events) == ["step_000003.partial"]
-    assert not [event for event in events if event[0] == "evaluate"]
+    assert names(tmp_path) == ["step_000003"]
+    assert not events
     assert not evaluating.is_due
 
 
@@ -154,8 +177,8 @@ def test_an_evaluation_that_was_left_is_made_up_at_the_next_start() -> None:
 
 def test_a_rewound_run_saves_and_evaluates_its_steps_again(tmp_path: Path) -> None:
     events: Events = []
-    saving = checkpointing(tmp_path, events, at_start=True)
     sink = NotingSink()
+    saving = checkpointing(tmp_path, sink, at_start=True)
     evaluating = Evaluation(
         cast(Evaluator, NotingEvaluator(events)), [sink], lambda step: 0, occasions=[3], at_start=False, at_end=False
     )
@@ -171,7 +194,7 @@ def test_a_rewound_run_saves_and_evaluates_its_steps_again(tmp_path: Path) -> No
     for step in (1, 2, 3):
         for hook in hooks:
             hook.after_step(record_of(step))
-    assert saved(events) == ["step_000000.partial", "step_000003.partial", "step_000003.partial"]
+    assert [record.step for record in sink.checkpoints] == [0, 3, 3]
     assert [record.step for record in sink.steps] == [1, 2, 3]
     assert [record.step for record in sink.evaluations] == [3]
 
