@@ -27,6 +27,7 @@ STATE = "state.json"
 MANIFEST = "manifest.json"
 LATEST = "latest"
 PARTIAL = ".partial"
+SET_ASIDE = ".set_aside"
 FORMAT = 2
 _NAME = re.compile(r"step_(\d+)")
 
@@ -128,13 +129,17 @@ class CheckpointFolder:
         return final
 
     def prune(self, retention: Retention, spared: Collection[Path] = ()) -> list[Path]:
-        """Remove the complete checkpoints that `retention` does not keep, but for the `spared`; returns them."""
-        complete = self.complete()
-        kept = retention.kept([read_state(path) for path in complete])
-        removed = [path for path, stays in zip(complete, kept, strict=True) if not stays and path not in spared]
+        """Remove the `superfluous` checkpoints; returns them."""
+        removed = self.superfluous(retention, spared)
         for path in removed:
             self.discard(path)
         return removed
+
+    def superfluous(self, retention: Retention, spared: Collection[Path] = ()) -> list[Path]:
+        """The complete checkpoints that `retention` does not keep, but for the `spared`."""
+        complete = self.complete()
+        kept = retention.kept([_standing(path) for path in complete])
+        return [path for path, stays in zip(complete, kept, strict=True) if not stays and path not in spared]
 
     def discard(self, checkpoint: Path) -> None:
         """Remove a checkpoint; first its name, so that a half-removed one is never taken for complete."""
@@ -145,7 +150,7 @@ class CheckpointFolder:
         name, but are no longer of the run."""
         for path in self.complete():
             if int(path.name.removeprefix("step_")) > step:
-                aside = path.with_name(f"{path.name}.set_aside")
+                aside = path.with_name(f"{path.name}{SET_ASIDE}")
                 if aside.exists():
                     shutil.rmtree(aside)
                 path.rename(aside)
@@ -161,6 +166,14 @@ class CheckpointFolder:
         """The newest complete checkpoint."""
         complete = self.complete()
         return complete[-1] if complete else None
+
+
+def _standing(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's state; one that cannot be read has no claim to stay but its number."""
+    try:
+        return read_state(checkpoint)
+    except CheckpointError:
+        return {"tokens": 0}
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
