@@ -133,7 +133,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         Saver(checkpoints, channel, retention, asynchronous=recipe.checkpoint.asynchronous),
         state,
         loader.tokens,
-        sinks,
+        events,
         every_steps=resolved.checkpoint_every_steps,
         milestones=resolved.milestones_tokens,
         at_start=recipe.guard.on_spike == "rollback",

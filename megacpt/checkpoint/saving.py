@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +20,35 @@ from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.folder import STATE, CheckpointFolder, Retention
 from megacpt.checkpoint.state import ENGINE, Snapshot, engine_index
 from megacpt.errors import CheckpointError
-from megacpt.observe.record import CheckpointRecord
 from megacpt.parallel.fragments import Held
 
 T = TypeVar("T")
 HEADERS_BYTES = 2**20
 """Room for what is not tensors, on each rank."""
+
+
+@dataclass(frozen=True)
+class SaveRecord:
+    """What became of a save.
+
+    Attributes:
+        step, tokens: where the run stood.
+        num_bytes: of the tensors of all ranks.
+        milestones: names under which the checkpoint is kept for good.
+        stall_seconds: how long training stood still for it.
+        seconds: from its beginning until it was complete.
+        path: the checkpoint; None: the save failed.
+        error: why it failed.
+    """
+
+    step: int
+    tokens: int
+    num_bytes: int
+    milestones: tuple[str, ...]
+    stall_seconds: float
+    seconds: float
+    path: str | None
+    error: str | None
 
 
 class Saver:
@@ -47,7 +71,7 @@ class Saver:
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
 
-    def save(self, state: dict[str, Any], counters: dict[str, int], held: Iterable[Held]) -> CheckpointRecord | None:
+    def save(self, state: dict[str, Any], counters: dict[str, int], held: Iterable[Held]) -> SaveRecord | None:
         """Save a checkpoint; in the background, return as soon as training may go on. Collective.
 
         Args:
@@ -85,13 +109,13 @@ class Saver:
         self._save.stall_seconds = time.monotonic() - begun
         return self.wait()
 
-    def poll(self) -> CheckpointRecord | None:
+    def poll(self) -> SaveRecord | None:
         """What became of the save in the background, once that is known here; None until then."""
         if self._thread is None or self._thread.is_alive():
             return None
         return self.wait()
 
-    def wait(self) -> CheckpointRecord | None:
+    def wait(self) -> SaveRecord | None:
         """Wait for the save in the background, if there is one; what became of it."""
         save, thread = self._save, self._thread
         self._save = self._thread = None
@@ -143,12 +167,12 @@ class _Save:
                 _attempt(lambda: folder.prune(self.saver.retention, [path]))  # what cannot be removed is tried again
         return channel.broadcast((path, error))
 
-    def record(self) -> CheckpointRecord:
+    def record(self) -> SaveRecord:
         """What became of it."""
         if self.failure is not None:
             raise self.failure
         path, error = self.outcome
-        return CheckpointRecord(
+        return SaveRecord(
             step=self.state["step"],
             tokens=self.state["tokens"],
             num_bytes=self.num_bytes,

@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from megacpt.observe.record import CheckpointRecord, DomainEvaluation, EvaluationRecord, StepRecord
+from megacpt.observe.record import DomainEvaluation, EvaluationRecord, StepRecord
 from megacpt.units import format_seconds
 
 _ROWS_PER_HEADING = 25
@@ -108,9 +108,6 @@ class Console:
 
     def rewind(self, step: int) -> None:
         """Nothing: what is on the screen stays there; the log says that the run was taken back."""
-
-    def write_checkpoint(self, record: CheckpointRecord) -> None:
-        """Nothing: the log says it."""
 
     def close(self) -> None:
         """Show each domain's loss before and after, if there are two evaluations, and say what it means."""

@@ -105,35 +105,3 @@ class EvaluationRecord:
         losses = {f"evaluation/loss/{name}": domain.loss for name, domain in self.domains.items()}
         bits = {f"evaluation/bits_per_byte/{name}": domain.bits_per_byte for name, domain in self.domains.items()}
         return losses | _known(bits)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointRecord:
-    """What became of a save.
-
-    Args:
-        step, tokens: where the run stood.
-        num_bytes: of the tensors of all ranks.
-        milestones: names under which the checkpoint is kept for good.
-        stall_seconds: how long training stood still for it.
-        seconds: from its beginning until it was complete.
-        path: the checkpoint; None: the save failed.
-        error: why it failed.
-    """
-
-    step: int
-    tokens: int
-    num_bytes: int
-    milestones: tuple[str, ...]
-    stall_seconds: float
-    seconds: float
-    path: str | None
-    error: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The object of a line in `checkpoints.jsonl`."""
-        return _known(asdict(self))
-
-    def scalars(self) -> dict[str, float]:
-        """Flat names for dashboards: "checkpoint/stall_seconds", "checkpoint/seconds", "checkpoint/num_bytes"."""
-        return {f"checkpoint/{name}": getattr(self, name) for name in ("stall_seconds", "seconds", "num_bytes")}

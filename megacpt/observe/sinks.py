@@ -16,7 +16,7 @@ import orjson
 
 from megacpt.errors import LaunchError
 from megacpt.observe.log import logger
-from megacpt.observe.record import CheckpointRecord, EvaluationRecord, StepRecord
+from megacpt.observe.record import EvaluationRecord, StepRecord
 
 
 class Sink(Protocol):
@@ -31,15 +31,12 @@ class Sink(Protocol):
     def rewind(self, step: int) -> None:
         """Forget what came after `step`: the run was taken back to it."""
 
-    def write_checkpoint(self, record: CheckpointRecord) -> None:
-        """Take the record of a save, complete or failed."""
-
     def close(self) -> None:
         """Finish: the run has ended."""
 
 
 class JsonLines:
-    """`metrics.jsonl`, `evaluations.jsonl` and `checkpoints.jsonl` in the run folder, one object a line.
+    """`metrics.jsonl` and `evaluations.jsonl` in the run folder, one object a line.
 
     A line is one write to a file opened for appending, so a killed process leaves at most one torn line, the last.
     Opening the file anew for every line costs microseconds against a step of seconds and leaves nothing to close.
@@ -52,7 +49,6 @@ class JsonLines:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
         self._evaluations = folder / "evaluations.jsonl"
-        self._checkpoints = folder / "checkpoints.jsonl"
 
     def write_step(self, record: StepRecord) -> None:
         """Append to `metrics.jsonl`."""
@@ -65,10 +61,6 @@ class JsonLines:
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`."""
         self.resume(step)
-
-    def write_checkpoint(self, record: CheckpointRecord) -> None:
-        """Append to `checkpoints.jsonl`, which is a log: no resume cuts it back."""
-        _append(self._checkpoints, record.to_dict())
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -154,15 +146,11 @@ class TensorBoard:
         self._writer.close()
         self._open(step + 1)
 
-    def write_checkpoint(self, record: CheckpointRecord) -> None:
-        """Add how long the save took."""
-        self._write(record)
-
     def close(self) -> None:
         """Write what is buffered and close the file."""
         self._writer.close()
 
-    def _write(self, record: StepRecord | EvaluationRecord | CheckpointRecord) -> None:
+    def _write(self, record: StepRecord | EvaluationRecord) -> None:
         for name, value in record.scalars().items():
             self._writer.add_scalar(name, value, global_step=record.step)
 
@@ -209,10 +197,6 @@ class Wandb:
 
     def rewind(self, step: int) -> None:
         """Nothing: W&B keeps what it has seen, and ignores steps until there are new ones."""
-
-    def write_checkpoint(self, record: CheckpointRecord) -> None:
-        """Log how long the save took, with the next step: one in the background ends some steps later."""
-        self._run.log(record.scalars(), commit=False)
 
     def close(self) -> None:
         """Wait until everything is sent."""

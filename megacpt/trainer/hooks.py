@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from megacpt.checkpoint.saving import Saver
+from megacpt.checkpoint.saving import Saver, SaveRecord
 from megacpt.engine.engine import Engine
 from megacpt.evaluate.evaluator import EvaluationInterrupted, Evaluator
+from megacpt.observe.events import Events
 from megacpt.observe.log import logger
-from megacpt.observe.record import CheckpointRecord, EvaluationRecord, StepRecord
+from megacpt.observe.record import EvaluationRecord, StepRecord
 from megacpt.observe.sinks import Sink
 from megacpt.trainer.loop import Hook
 
@@ -118,7 +120,7 @@ class Checkpointing:
         saver: writes them.
         state: step -> what else state.json holds.
         tokens: step -> tokens trained after it.
-        sinks: where it is recorded what became of each save; ranks other than 0 have none.
+        events: where it is noted what became of each save.
         every_steps: None: not on the way.
         milestones: name -> tokens: the last checkpoint that has not gone beyond them is kept under this name.
         at_start: save before the first step of the run, so that there is something to roll back to.
@@ -132,7 +134,7 @@ class Checkpointing:
         saver: Saver,
         state: Callable[[int], dict[str, Any]],
         tokens: Callable[[int], int],
-        sinks: Sequence[Sink],
+        events: Events,
         *,
         every_steps: int | None,
         milestones: Mapping[str, int],
@@ -145,7 +147,7 @@ class Checkpointing:
         self.saver = saver
         self.state = state
         self.tokens = tokens
-        self.sinks = sinks
+        self.events = events
         self.every_steps, self.milestones, self.at_end = every_steps, milestones, at_end
         self._saved_step: int | None = None
 
@@ -187,11 +189,10 @@ class Checkpointing:
         """Wait until a save in the background is complete."""
         self._note(self.saver.wait())
 
-    def _note(self, record: CheckpointRecord | None) -> None:
+    def _note(self, record: SaveRecord | None) -> None:
         if record is None:
             return
-        for sink in self.sinks:
-            sink.write_checkpoint(record)
+        self.events.write("checkpoint", **{key: value for key, value in asdict(record).items() if value is not None})
         if record.path is not None:
             self._saved_step = record.step
             self.saved(record.seconds)
@@ -199,5 +200,5 @@ class Checkpointing:
             logger().info(
                 "checkpoint %s: %.3g GiB in %.1f s, training stood still for %.1f s", record.path, size, *times
             )
-        elif self.sinks:
+        elif self.saver.channel.is_main:
             logger().warning("there is no checkpoint of step %d: %s. The run goes on.", record.step, record.error)

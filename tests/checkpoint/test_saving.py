@@ -20,9 +20,8 @@ from safetensors.torch import save_file
 from megacpt.checkpoint import state
 from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.folder import CheckpointFolder, Retention, damage, read_state
-from megacpt.checkpoint.saving import Saver
+from megacpt.checkpoint.saving import Saver, SaveRecord
 from megacpt.checkpoint.state import StoredState
-from megacpt.observe.record import CheckpointRecord
 from megacpt.parallel.fragments import Fragment, Held
 from megacpt.parallel.slices import Slice
 from tests.checkpoint.states import held_of, random_tensors
@@ -35,7 +34,7 @@ def saver(folder: Path, asynchronous: bool = False, keep_last: int = 9) -> Saver
     return Saver(CheckpointFolder(folder), Channel(), Retention(keep_last), asynchronous=asynchronous)
 
 
-def save(saver: Saver, step: int) -> CheckpointRecord:
+def save(saver: Saver, step: int) -> SaveRecord:
     """Save a small state and wait for it."""
     record = saver.save({"step": step, "tokens": step}, COUNTERS, held_of(random_tensors(seed=step))) or saver.wait()
     assert record is not None

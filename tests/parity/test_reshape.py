@@ -98,12 +98,11 @@ def cross_stages(rank: int, model: Path, bounds: tuple[int, ...] | None) -> set[
     return weight_decays(engine)
 
 
-@pytest.mark.parametrize("bounds", [(0, 1, 6), (0, 4, 6)], ids=["embedding alone", "norm and head alone"])
-def test_stages_with_other_parameter_groups_lose_nothing(bounds: tuple[int, ...], tmp_path: Path) -> None:
-    """Groups of such stages differ in number and in what decays; whoever matches them by position reads norms never, or
-    with another's decay. `restore` compares every tensor; what is left to compare are the groups themselves."""
+def test_stages_with_other_parameter_groups_lose_nothing(tmp_path: Path) -> None:
+    """A last stage of norm and head has one vector where others have many. Whoever matches groups by their position
+    never reads some norms, or decays them. `restore` compares every tensor; what is left to compare are the groups."""
     model = tiny.save_tiny_model("llama", tmp_path)
-    run_ranks(2, cross_stages, model, bounds)
+    run_ranks(2, cross_stages, model, (0, 4, 6))
     (decays,) = run_ranks(1, cross_stages, model, None)
     assert decays == {(2, tiny.WEIGHT_DECAY), (1, 0.0)}
 

@@ -10,7 +10,7 @@ import torch
 
 from megacpt.engine.engine import Acceptable, StepResult
 from megacpt.evaluate.evaluator import EvaluationInterrupted
-from megacpt.observe.record import CheckpointRecord, EvaluationRecord, StepRecord
+from megacpt.observe.record import EvaluationRecord, StepRecord
 from megacpt.parallel.fragments import Held
 from tests.checkpoint.states import held_of
 
@@ -89,7 +89,6 @@ class NotingSink:
     def __init__(self) -> None:
         self.steps: list[StepRecord] = []
         self.evaluations: list[EvaluationRecord] = []
-        self.checkpoints: list[CheckpointRecord] = []
 
     def write_step(self, record: StepRecord) -> None:
         self.steps.append(record)
@@ -99,9 +98,6 @@ class NotingSink:
 
     def rewind(self, step: int) -> None:
         del self.steps[step:], self.evaluations[step:]
-
-    def write_checkpoint(self, record: CheckpointRecord) -> None:
-        self.checkpoints.append(record)
 
     def close(self) -> None:
         raise AssertionError("the sinks are closed by who opened them")
