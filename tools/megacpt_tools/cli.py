@@ -18,7 +18,7 @@ from importlib import import_module
 from megacpt.errors import MegacptError
 
 COMMANDS = {
-    "shards": ("megacpt_tools.shards", "build, inspect and verify shards of tokens"),
+    "shards": ("megacpt_tools.shards", "build, inspect, verify and decontaminate shards of tokens"),
     "report": ("megacpt_tools.report", "show what a run learned and forgot, or compare runs, as one page"),
     "watch": ("megacpt_tools.watch", "show a run in the terminal as it goes on"),
     "merge": ("megacpt_tools.merge", "add instruction tuning to a trained base, interpolate or average models"),

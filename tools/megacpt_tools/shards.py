@@ -1,10 +1,12 @@
-"""`megacpt shards`: build shards from text, join them, look into them, check every byte of them."""
+"""`megacpt shards`: build shards from text, join, look into, check and decontaminate them."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from megacpt.data.manifest import Manifest
     from megacpt.data.shard import Shard
+    from megacpt_tools.tokenizer import Tokenizer
 
 _PREVIEW_TOKENS = 120
 
@@ -113,6 +116,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     join.add_argument("output", metavar="FOLDER", help="the --output of the slices")
     join.add_argument("--overwrite", action="store_true", help="join again")
 
+    overlap = actions.add_parser(
+        "decontaminate", help="find what training documents share with evaluation sets", description=_DECONTAMINATE
+    )
+    overlap.set_defaults(action=_decontaminate)
+    overlap.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of shards with a manifest.json")
+    overlap.add_argument(
+        "--against",
+        nargs="+",
+        required=True,
+        metavar="NAME=PATH",
+        help="evaluation sets: a name and its text, in any form that `build` reads",
+    )
+    overlap.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the sets' text (text)")
+    overlap.add_argument("--ngram", type=_at_least_one, default=13, metavar="N", help="tokens in a row (13)")
+    overlap.add_argument("--tokenizer", metavar="PATH", help="the shards' tokenizer (the recorded one)")
+    overlap.add_argument(
+        "--write-column",
+        action="store_true",
+        help="keep each document's share of such n-grams as a column: recipes can say where: overlap < 0.1",
+    )
+    overlap.add_argument("--json", metavar="FILE", help="write the report as JSON, too")
+
     inspect = actions.add_parser("inspect", help="print what shards hold", description=_INSPECT)
     inspect.set_defaults(action=_inspect)
     inspect.add_argument("path", help="folder with a manifest.json, or a Megatron shard (prefix, .bin or .idx)")
@@ -135,6 +160,10 @@ _BUILD = (
     "the same command is given again."
 )
 _JOIN = "Write the manifest that makes one folder of all slices; no shard is read or moved."
+_DECONTAMINATE = (
+    "Compare training documents with evaluation sets by their n-grams of tokens: which evaluation documents are found, "
+    "and in how many training documents."
+)
 _INSPECT = "Print the manifest as a table and the first documents as text."
 _VERIFY = "Check sizes, checksums, the order of the index and that every id lies in the vocabulary."
 
@@ -193,6 +222,38 @@ def _join(arguments: argparse.Namespace) -> int:
 
     for folder, manifest in join_slices(arguments.output, arguments.overwrite).items():
         print(f"{folder}: {_summary(manifest)}")
+    return 0
+
+
+def _decontaminate(arguments: argparse.Namespace) -> int:
+    from megacpt.data.manifest import read_manifest
+    from megacpt_tools.decontaminate import EvaluationGrams, decontaminate
+
+    sets: dict[str, list[str]] = {}
+    for entry in arguments.against:
+        name, equals, path = entry.partition("=")
+        if not equals:
+            raise DataError("an evaluation set needs a name", where="--against", found=entry, expected="NAME=PATH")
+        sets.setdefault(name, []).append(path)
+    made_by = {folder: read_manifest(folder).tokenizer for folder in arguments.folders}
+    first = next(iter(made_by.values()))
+    for folder, record in made_by.items():
+        if record.fingerprint != first.fingerprint:
+            raise DataError("these shards were built with another tokenizer than the first", where=folder)
+    tokenizer = _tokenizer_of(arguments.tokenizer or first.name, first.fingerprint)
+    evaluation = EvaluationGrams(sets, tokenizer, arguments.text_key, arguments.ngram)
+    reports = []
+    for folder in arguments.folders:
+        report = decontaminate(Path(folder), evaluation, write_column=arguments.write_column)
+        print(f"{folder}: {report.documents:,} documents of {report.tokens:,} tokens share n-grams with")
+        for part in report.sets:
+            print(
+                f"  {part.name}: {part.found_documents:,} of {part.documents:,} documents are found in part, "
+                f"{part.found_share:.2%} of a document on average"
+            )
+        reports.append(asdict(report))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(reports, indent=2) + "\n")
     return 0
 
 
@@ -294,16 +355,7 @@ def _right(name: str) -> Column:
 
 def _print_documents(shards: list[Shard], num_documents: int, tokenizer_path: str, fingerprint: str | None) -> None:
     """The first documents as text, cut short; the tokenizer must be the one that made the ids."""
-    from megacpt_tools.tokenizer import open_tokenizer
-
-    tokenizer = open_tokenizer(tokenizer_path)
-    if fingerprint is not None and tokenizer.fingerprint != fingerprint:
-        raise DataError(
-            "this tokenizer did not make these shards",
-            where=tokenizer_path,
-            found=f"fingerprint {tokenizer.fingerprint[:12]}",
-            expected=fingerprint[:12],
-        )
+    tokenizer = _tokenizer_of(tokenizer_path, fingerprint)
     number = 0
     for shard in shards:
         take = min(num_documents - number, shard.num_documents)
@@ -316,6 +368,21 @@ def _print_documents(shards: list[Shard], num_documents: int, tokenizer_path: st
             )
             print(tokenizer.decode(shard.read(start, shown).tolist()))
             number += 1
+
+
+def _tokenizer_of(path: str, fingerprint: str | None) -> Tokenizer:
+    """The tokenizer at a path, which must be the one of this fingerprint, if one is known."""
+    from megacpt_tools.tokenizer import open_tokenizer
+
+    tokenizer = open_tokenizer(path)
+    if fingerprint is not None and tokenizer.fingerprint != fingerprint:
+        raise DataError(
+            "this tokenizer did not make these shards",
+            where=path,
+            found=f"fingerprint {tokenizer.fingerprint[:12]}",
+            expected=fingerprint[:12],
+        )
+    return tokenizer
 
 
 def _at_least_one(text: str) -> int:

@@ -1,0 +1,240 @@
+"""Text to shards on one core: megacpt's builder against three others, on the same real text with the same tokenizer.
+
+    megacpt quickstart --prepare-only
+    python benchmarks/shard_builder.py [--tokenizer smollm2 | llama3] [--megabytes 12] [--rounds 1]
+
+    megacpt         megacpt shards build, one worker
+    megatron-core   the loop of Megatron-LM's preprocess_data: json, a Hugging Face tokenizer, IndexedDatasetBuilder
+    datatrove       JsonlReader and DocumentTokenizer, documents not shuffled
+    datasets        load_dataset, a batched map and save_to_disk
+
+The text is the quickstart's and source files of installed packages. Each contender runs in a process of its own, in
+turns; one that is not installed is passed over. Opening the tokenizer (and for megacpt finding the fastest exact
+engine) happens once a build and is reported apart. Rates are tokens per second of CPU time, of the process and its
+children, which a busy machine distorts less than time on the wall; memory is the highest resident size. All must agree
+in the number of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+RESULTS = Path(__file__).parent / "results"
+QUICKSTART = Path("runs/quickstart")
+DOWNLOADS = Path(".cache")
+PACKAGES = {"megacpt": "tiktoken", "megatron-core": "megatron-core", "datatrove": "datatrove", "datasets": "datasets"}
+EOS = {"smollm2": "<|endoftext|>", "llama3": "<|end_of_text|>"}
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+    from megacpt_tools.builder import SMALL_BYTES, BuildOptions, _sampled_texts, build_shards
+    from megacpt_tools.byte_pairs import fastest
+    from megacpt_tools.inputs import find_inputs
+    from megacpt_tools.tokenizer import open_tokenizer
+
+    start = cpu_seconds()
+    opened = open_tokenizer(tokenizer)
+    if text.stat().st_size >= SMALL_BYTES:
+        fastest(opened, _sampled_texts(find_inputs([text]), BuildOptions()))
+    setup_seconds = cpu_seconds() - start
+    manifest = build_shards([text], tokenizer, out, eos_token=eos, add_bos=False)["train"]
+    return 2 * setup_seconds, manifest.tokens
+
+
+def megatron_core(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+    import numpy as np
+    import torch
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+    from transformers import AutoTokenizer
+
+    start = cpu_seconds()
+    encoder = AutoTokenizer.from_pretrained(tokenizer)
+    eos_id = encoder.convert_tokens_to_ids(eos)
+    setup_seconds = cpu_seconds() - start
+    out.mkdir()
+    builder = IndexedDatasetBuilder(str(out / "a.bin"), dtype=DType.optimal_dtype(len(encoder)))
+    num_tokens = 0
+    with text.open() as lines:
+        for line in lines:
+            ids = encoder(json.loads(line)["text"], add_special_tokens=False)["input_ids"] + [eos_id]
+            builder.add_document(torch.from_numpy(np.array(ids)), [len(ids)])
+            num_tokens += len(ids)
+    builder.finalize(str(out / "a.idx"))
+    return setup_seconds, num_tokens
+
+
+def datatrove(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    start = cpu_seconds()
+    step = DocumentTokenizer(str(out), str(tokenizer / "tokenizer.json"), eos_token=eos, shuffle_documents=False)
+    _ = step.tokenizer
+    setup_seconds = cpu_seconds() - start
+    for _ in step.run(JsonlReader(str(text.parent), glob_pattern=text.name).run()) or ():
+        pass
+    token_size = 2 if step.tokenizer.get_vocab_size() < 2**16 else 4
+    return setup_seconds, sum(file.stat().st_size for file in out.rglob("*.ds")) // token_size
+
+
+def datasets(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    start = cpu_seconds()
+    encoder = AutoTokenizer.from_pretrained(tokenizer)
+    eos_id = encoder.convert_tokens_to_ids(eos)
+    setup_seconds = cpu_seconds() - start
+    rows = load_dataset("json", data_files=str(text), split="train", cache_dir=str(out / "cache"))
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        ids = encoder(batch["text"], add_special_tokens=False)["input_ids"]
+        return {"input_ids": [list(chain.from_iterable((*document, eos_id) for document in ids))]}
+
+    joined = rows.map(encode, batched=True, remove_columns=rows.column_names)
+    joined.save_to_disk(str(out / "rows"))
+    return setup_seconds, sum(map(len, joined.with_format("numpy")["input_ids"]))
+
+
+CONTENDERS: dict[str, Callable[[Path, Path, str, Path], tuple[float, int]]] = {
+    "megacpt": megacpt,
+    "megatron-core": megatron_core,
+    "datatrove": datatrove,
+    "datasets": datasets,
+}
+
+
+def collect_text(target: Path, num_bytes: int) -> None:
+    """The quickstart's text, and then sources of installed packages, as JSON lines."""
+    sources = sorted(Path(json.__file__).parents[1].rglob("*.py"))
+    with target.open("w") as file:
+        for part in ("medical.jsonl", "general.jsonl"):
+            file.write((QUICKSTART / part).read_text())
+        for source in sources:
+            if file.tell() >= num_bytes:
+                break
+            try:
+                content = source.read_text()
+            except (OSError, UnicodeDecodeError):
+                continue
+            file.write(json.dumps({"text": content}) + "\n")
+
+
+def tokenizers(name: str, folder: Path) -> tuple[Path, Path]:
+    """The tokenizer for megacpt, and as a Hugging Face folder for the others."""
+    if name == "smollm2":
+        return QUICKSTART / "model", QUICKSTART / "model"
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    from megacpt_tools.wheel_files import WheelFile, fetch
+
+    ranks = WheelFile(
+        "llama-models",
+        "0.3.0",
+        "llama_models/llama3/tokenizer.model",
+        "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+    )
+    path = fetch(ranks, DOWNLOADS / "llama3")
+    converted = TikTokenConverter(vocab_file=str(path)).converted()
+    PreTrainedTokenizerFast(tokenizer_object=converted, eos_token=EOS[name]).save_pretrained(folder / "llama3")
+    return path, folder / "llama3"
+
+
+def run_one(name: str, text: Path, tokenizer: Path, eos: str, out: Path) -> dict[str, float]:
+    """One contender in this process."""
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    setup_seconds, num_tokens = CONTENDERS[name](text, tokenizer, eos, out)
+    build_seconds = cpu_seconds() - cpu - setup_seconds
+    return {
+        "tokens": num_tokens,
+        "setup_seconds": setup_seconds / (2 if name == "megacpt" else 1),
+        "cpu_seconds": build_seconds,
+        "wall_seconds": time.perf_counter() - wall,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", choices=list(EOS), default="smollm2")
+    parser.add_argument("--megabytes", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    eos = EOS[arguments.tokenizer]
+    if arguments.only:
+        name, *paths = arguments.only
+        print(json.dumps(run_one(name, Path(paths[0]), Path(paths[1]), eos, Path(paths[2]))))
+        return
+    measured: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        text = folder / "text.jsonl"
+        collect_text(text, arguments.megabytes * 10**6)
+        ours, theirs = tokenizers(arguments.tokenizer, folder)
+        for number in range(arguments.rounds):
+            for name in CONTENDERS:
+                try:
+                    version(PACKAGES[name])
+                except PackageNotFoundError:
+                    print(f"{name} is not installed")
+                    continue
+                paths = (text, ours if name == "megacpt" else theirs, folder / f"{name}{number}")
+                command = [sys.executable, __file__, "--tokenizer", arguments.tokenizer, "--only", name]
+                answer = subprocess.run([*command, *map(str, paths)], stdout=subprocess.PIPE, text=True, check=True)
+                measured.setdefault(name, []).append(json.loads(answer.stdout.splitlines()[-1]))
+                print(name, measured[name][-1], flush=True)
+        size_bytes = text.stat().st_size
+    counts = {name: runs[0]["tokens"] for name, runs in measured.items()}
+    if len(set(counts.values())) > 1:
+        raise SystemExit(f"the contenders disagree: {counts}")
+
+    def median(name: str, what: str) -> float:
+        return statistics.median(run[what] for run in measured[name])
+
+    rates = {name: counts[name] / median(name, "cpu_seconds") for name in measured}
+    result = {
+        "date": date.today().isoformat(),
+        "command": f"python benchmarks/shard_builder.py --tokenizer {arguments.tokenizer} "
+        f"--megabytes {arguments.megabytes} --rounds {arguments.rounds}",
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(package) for name, package in PACKAGES.items() if name in measured}
+        | {"megacpt": version("megacpt"), "tiktoken": version("tiktoken"), "tokenizers": version("tokenizers")},
+        "text": f"{size_bytes / 1e6:.1f} MB of JSON lines, {counts['megacpt']:,} tokens",
+        "million_tokens_per_cpu_second": {name: round(rate / 1e6, 3) for name, rate in rates.items()},
+        "times_as_fast": {name: round(rates["megacpt"] / rate, 2) for name, rate in rates.items()},
+        "setup_seconds": {name: round(median(name, "setup_seconds"), 2) for name in measured},
+        "wall_seconds": {name: round(median(name, "wall_seconds"), 2) for name in measured},
+        "peak_mib": {name: round(median(name, "peak_mib")) for name in measured},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"shard_builder_{arguments.tokenizer}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
