@@ -33,12 +33,16 @@ def recipe_files() -> list[tuple[str, list[str]]]:
 extras = {
     "gpu": ["flash-attn>=2.8", "liger-kernel>=0.6"],
     "wandb": ["wandb>=0.21"],
+    "datasets": ["datasets>=4"],
+    "datatrove": ["datatrove>=0.6"],
     "quickstart": ["accelerate>=1.10", "gguf>=0.17"],
     "dev": [
         "build>=1.2",
+        "datasets>=4",
         "hypothesis>=6.130",
         "import-linter>=2.5",
         "matplotlib>=3.10",
+        "megatron-core>=0.16",
         "mypy>=1.18",
         "pre-commit>=4",
         "pytest>=8.4",
@@ -68,6 +72,7 @@ setup(
     data_files=recipe_files(),
     install_requires=[
         "deepspeed>=0.19.8,<0.20",
+        "fsspec>=2024.6",
         "jinja2>=3.1",
         "ninja",
         "numpy>=2",

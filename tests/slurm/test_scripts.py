@@ -229,3 +229,37 @@ def test_the_scripts_pass_shellcheck() -> None:
         pytest.skip("shellcheck is not installed")
     scripts = [path.relative_to(SCRIPTS.parent) for path in sorted(SCRIPTS.iterdir()) if path.suffix != ".md"]
     subprocess.run(["shellcheck", "--external-sources", *scripts], check=True, cwd=SCRIPTS.parent)
+
+
+@pytest.mark.parametrize(
+    ("array", "num_slices", "built"),
+    [((2, 3, 4), None, "4"), ((7, 7, 1), "16", "16"), ((7, 7, 1), None, None)],
+    ids=["all", "one again", "one of nobody knows how many"],
+)
+def test_a_task_of_the_array_builds_its_slice(
+    job: Job, array: tuple[int, int, int], num_slices: str | None, built: str | None
+) -> None:
+    megacpt = job.folder / "bin" / "megacpt"
+    megacpt.write_text('#!/bin/bash\nprintf "%s\\n" "$@" >> called.txt\n')
+    megacpt.chmod(0o755)
+    index, last, count = array
+    places = {"SLURM_ARRAY_TASK_ID": index, "SLURM_ARRAY_TASK_MAX": last, "SLURM_ARRAY_TASK_COUNT": count}
+    environment = {name: str(value) for name, value in places.items()}
+    environment |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    environment |= {"NUM_SLICES": num_slices} if num_slices else {}
+    status, output = job.run("--input", "a b", script="build_shards", **environment)
+    assert status == (0 if built else 2), output
+    expected = [
+        "shards",
+        "build",
+        "--input",
+        "a b",
+        "--workers",
+        "4",
+        "--shard-index",
+        str(index),
+        "--num-shards",
+        built,
+    ]
+    called = job.folder / "called.txt"
+    assert (called.read_text().splitlines() if built else called.exists()) == (expected if built else False)

@@ -126,6 +126,7 @@ class BuildOptions:
         held_out_max_documents: hold out no more than these, the first in the order of input; the others train.
         max_tokens_per_shard: shards are cut before the document with which one would exceed it.
         index, num_slices: build only this slice of the input, into a folder of its own below the output.
+        divide_input: False where the input that is given is the slice already.
     """
 
     text_key: str = "text"
@@ -141,6 +142,7 @@ class BuildOptions:
     max_tokens_per_shard: int = 1_000_000_000
     index: int = 0
     num_slices: int = 1
+    divide_input: bool = True
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -661,13 +663,16 @@ def _blocks_of_slice(sources: Sequence[Source], options: BuildOptions) -> Iterat
     """
     sizes = [max(source.size_bytes, 1) for source in sources]
     total_bytes = sum(sizes)
+
+    def is_mine(begin: int) -> bool:
+        return not options.divide_input or begin * options.num_slices // total_bytes == options.index
+
     for number, source in enumerate(sources):
         offset = sum(sizes[:number])
-        if not source.is_seekable and offset * options.num_slices // total_bytes != options.index:
+        if not source.is_seekable and not is_mine(offset):
             continue
         for block in read_blocks(source, options.text_key, options.documents, options.read_columns):
-            begin = offset + (block.begin if source.is_seekable else 0)
-            if begin * options.num_slices // total_bytes == options.index:
+            if is_mine(offset + (block.begin if source.is_seekable else 0)):
                 yield number, block
 
 
