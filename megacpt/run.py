@@ -12,7 +12,7 @@ import torch
 from megacpt.assemble import data, mixture, model, resume
 from megacpt.assemble.evaluation import budget_watch, occasions
 from megacpt.assemble.outputs import open_sinks
-from megacpt.assemble.schedule import schedule
+from megacpt.assemble.schedule import rate_jump, schedule
 from megacpt.assemble.stages import stage_bounds
 from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.export import MODEL_FILES
@@ -68,6 +68,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     checkpoint = resume.choose_checkpoint(start.resume, folder, channel)
     saved = resume.check_continues(resolved, checkpoint, start.accepted) if checkpoint else None
     first_step = saved["step"] if saved else 0
+    origin = checkpoint.parent.parent if checkpoint else None
 
     # Model and data, checked against each other.
     base = model.model_folder(recipe)
@@ -96,6 +97,9 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
             CheckpointFolder(folder / "checkpoints").set_aside_after(first_step)
         restore(engine, checkpoint, channel)
 
+    if is_main and saved and (jump := rate_jump(resolved, saved)):
+        logger().warning("the learning rate was %.3g at the checkpoint, and goes on with %.3g", *jump)
+
     # What happens at and between steps.
     if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
@@ -103,7 +107,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     events = Events(folder if is_main else None)
     events.write("start", step=first_step, world_size=world.world_size)
     due = occasions(resolved, stream.history)
-    sinks = open_sinks(resolved, folder, first_step, shown, due) if is_main else []
+    sinks = open_sinks(resolved, folder, first_step, shown, due, origin) if is_main else []
     stopping = Stopping(Agreement(world.world_size), start.signalled, start.deadline)
     loader = data.loader(resolved, stream, place, first_step)
     guard = Guard(GuardSettings(**recipe.guard.model_dump()), events, loader)
@@ -140,7 +144,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         at_end=recipe.checkpoint.at_end,
         saved=stopping.saved,
     )
-    watch = budget_watch(recipe, folder, first_step, checkpointing.save, is_main)
+    watch = budget_watch(recipe, origin, checkpointing.save, is_main)
     evaluation = Evaluation(
         evaluator,
         sinks,

@@ -22,19 +22,16 @@ def occasions(resolved: Resolved, history: History) -> Occasions:
     )
 
 
-def budget_watch(
-    recipe: Recipe, folder: Path, first_step: int, save: Callable[[int], None], is_main: bool
-) -> BudgetWatch:
+def budget_watch(recipe: Recipe, origin: Path | None, save: Callable[[int], None], is_main: bool) -> BudgetWatch:
     """What looks at every evaluation.
 
     Args:
         recipe: states budgets and what to do.
-        folder: the run folder, which holds the base model's evaluation if the run is a resumed one.
-        first_step: steps done before.
+        origin: the run folder that is continued, which holds the base model's evaluation; None: a fresh start.
         save: writes a checkpoint of a step, unless there is one.
         is_main: this is rank 0.
     """
-    before = JsonLines(folder).evaluations() if first_step else []
+    before = JsonLines(origin).evaluations() if origin else []
     action = recipe.evaluation.over_budget
     return BudgetWatch(
         recipe.forgetting,

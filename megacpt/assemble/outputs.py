@@ -14,7 +14,12 @@ BEFORE_EVERYTHING = -1
 
 
 def open_sinks(
-    resolved: Resolved, folder: Path, first_step: int, plan: Mapping[str, str], due: Container[int]
+    resolved: Resolved,
+    folder: Path,
+    first_step: int,
+    plan: Mapping[str, str],
+    due: Container[int],
+    origin: Path | None = None,
 ) -> list[Sink]:
     """Make the run folder, keep the recipe in it, show the plan, open the sinks. For rank 0 only.
 
@@ -24,11 +29,14 @@ def open_sinks(
         first_step: steps done before; records after it are dropped.
         plan: what to show before the first step.
         due: the steps that are evaluated on the way.
+        origin: the run folder that is continued; if it is another one, this run is a branch and takes over its records.
     """
     recipe = resolved.recipe
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     lines = JsonLines(folder)
+    if origin is not None and origin.resolve() != folder.resolve():
+        lines.take_over(origin)
     if first_step:
         was_due = first_step in due
         lines.resume(first_step, last_evaluation=first_step if was_due else first_step - 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,6 +65,16 @@ class JsonLines:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def take_over(self, origin: Path) -> None:
+        """Begin with the records of another run, of which this one is a branch, in place of what is here.
+
+        Args:
+            origin: the other's run folder.
+        """
+        for path in (self._metrics, self._evaluations):
+            if (origin / path.name).exists():
+                shutil.copyfile(origin / path.name, path)
 
     def resume(self, step: int, last_evaluation: int | None = None) -> None:
         """Drop what was written after `step`, the step of the checkpoint from which the run goes on.

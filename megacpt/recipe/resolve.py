@@ -111,7 +111,7 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     tokens_per_step = rows * sequence_length
     num_steps = math.ceil(recipe.training.tokens / tokens_per_step)
 
-    rate = _rate(recipe, num_steps * tokens_per_step)
+    rate = resolve_rate(recipe, num_steps * tokens_per_step)
 
     def steps(stretch: Duration) -> int:
         return max(1, round(stretch.of(recipe.training.tokens) / tokens_per_step))
@@ -220,7 +220,8 @@ def _milestones(recipe: Recipe, rate: ResolvedRate) -> dict[str, int]:
     return {name: tokens for name, tokens in (automatic | named).items() if tokens}
 
 
-def _rate(recipe: Recipe, total_tokens: int) -> ResolvedRate:
+def resolve_rate(recipe: Recipe, total_tokens: int) -> ResolvedRate:
+    """The learning rate of a run whose steps have so many tokens in all."""
     rate = recipe.lr
     phases = rate.phases(recipe.training.tokens)
     return ResolvedRate(

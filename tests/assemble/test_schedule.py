@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megacpt.assemble.schedule import schedule
+from megacpt.assemble.schedule import rate_jump, schedule
 from megacpt.errors import RecipeError
 from megacpt.optim.schedule import WSD, Constant, Cosine, InfiniteCosine, InfiniteInverseSqrt, Schedule
 from tests.assemble.recipes import resolved
@@ -74,3 +74,20 @@ def test_the_schedule_ends_with_the_last_whole_step(tmp_path: Path) -> None:
 def test_phases_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"lr"):
         schedule(resolved(tmp_path, "lr.schedule=wsd", "lr.warmup=60%", "lr.decay=60%").lr)
+
+
+@pytest.mark.parametrize(
+    ("branch", "jump"),
+    [
+        (["lr={schedule: wsd, peak: 1e-3, decay: 50%}"], None),
+        (["lr={schedule: wsd, peak: 1e-3, decay: 20%}", "training.tokens=9000"], None),
+        (["lr={schedule: constant, peak: 5e-4}"], (1e-3, 5e-4)),
+        (["lr={schedule: cosine, peak: 1e-3, warmup: 0, min: 0}"], (1e-3, 5e-4)),
+    ],
+)
+def test_a_branch_goes_on_at_the_rate_of_its_trunk(
+    branch: list[str], jump: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    trunk = resolved(tmp_path, "lr.schedule=constant")
+    saved = {"tokens": TOKENS // 2, "recipe": trunk.recipe.model_dump(mode="json", exclude={"logging"})}
+    assert rate_jump(resolved(tmp_path, *branch), saved) == (None if jump is None else pytest.approx(jump))
