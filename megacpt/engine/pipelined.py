@@ -18,6 +18,7 @@ from deepspeed.runtime.utils import clip_grad_norm_
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
+from megacpt.engine.head_gradient import HeadGradient
 from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
@@ -113,6 +114,14 @@ class StagedModule(PipelineModule):
         """The stages that this rank holds, a tied one once."""
         return trained_stages(self)
 
+    def head_weight(self) -> torch.nn.Parameter:
+        """The weight that the last stage multiplies by; only there."""
+        for stage in self.stages():
+            if isinstance(stage, HeadStage):
+                return stage.head.weight
+        weight: torch.nn.Parameter = self.tied_modules["embedding"].embedding.weight
+        return weight
+
     def owned_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         """This rank's parameters, without the copy of a tied embedding that another stage answers for."""
         return (named for named in self.named_slices() if not getattr(named[1], "ds_pipe_replicated", False))
@@ -165,6 +174,13 @@ class PipelinedEngine:
             config=deepspeed_config(settings, grid.data),
         )
         self.objective.domain_sums = self.objective.domain_sums.to(self.engine.device)
+        self.objective.loss_factor = float(settings.num_micro_batches)
+        self.objective.weight_factor = float(grid.data)
+        self.head_gradient: HeadGradient | None = None
+        if self.engine.is_last_stage():
+            self.head_gradient = HeadGradient.of(self.engine.optimizer, self.module.head_weight())
+        if self.head_gradient is not None:
+            self.objective.grad_head_VD = self.head_gradient.buffer_VD
         if not (self.engine.zero_optimization() or self.engine.bfloat16_enabled()):
             self.engine.clip_fp32_gradients = self._clip_and_remember_norm
         # The loss is asked for before the update, then again by DeepSpeed, after it.
@@ -200,7 +216,8 @@ class PipelinedEngine:
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable = is_finite
     ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
-        self.objective.scale = float(self.num_losses)
+        if self.head_gradient is not None:
+            self.head_gradient.begin_step()
         self._loss = None
         self.judge.begin_step(acceptable)
         self.engine.train_batch(_as_deepspeed(micro_batches))

@@ -119,6 +119,8 @@ class ShardedEngine:
     ) -> None:
         self.objective = objective
         self.grid = grid
+        self.objective.loss_factor = float(settings.num_micro_batches)
+        self.objective.weight_factor = float(grid.data)
         self.num_losses = settings.num_micro_batches * grid.data
         config = deepspeed_config(settings, grid.data)
         self.module = StagesInLine(factory, objective, settings, config, teacher)
@@ -157,7 +159,6 @@ class ShardedEngine:
     ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
         self.engine.train()
-        self.objective.scale = float(self.num_losses)
         self._losses, self._domain_sums = [], []
         self.judge.begin_step(acceptable)
         for batch in micro_batches:

@@ -2,8 +2,9 @@
 
 A token's weight already carries the division by the global batch's total weight (`megacpt.data.batch`), so a
 micro-batch's loss is its share of the exact weighted mean, and sums are right however the batch is split over
-micro-batches and ranks. DeepSpeed averages losses over micro-batches and data-parallel ranks; `scale` (their number)
-undoes that.
+micro-batches and ranks. DeepSpeed averages over micro-batches, by a factor on the loss, and over data-parallel ranks, of
+the gradients; `loss_factor` and `weight_factor` undo the one and the other. Only the second reaches a gradient that is
+made in the forward.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class Objective:
         distillation: of a teacher, whose hidden states and head rows then come with the student's.
 
     Attributes:
-        scale: a factor on the loss.
+        loss_factor: a factor on the loss, which the engine takes back before it differentiates.
+        weight_factor: a factor on the weights, and so on loss and gradients; `domain_sums` are free of it.
+        grad_head_VD: an fp32 buffer [V/tp, D] that the head's gradient is added to in the forward, instead of reaching
+            the head by autograd as a whole tensor of its own. It is free of `loss_factor`.
         domain_sums: [num_domains, 3] fp32 of the last micro-batch: sum of weight * loss, sum of nll (unweighted, nats),
             tokens.
     """
@@ -76,11 +80,13 @@ class Objective:
         self.logit_scale = logit_scale
         self.kernel = kernel
         self.distillation = distillation
-        self.scale = 1.0
+        self.loss_factor = 1.0
+        self.weight_factor = 1.0
+        self.grad_head_VD: torch.Tensor | None = None
         self.domain_sums = torch.zeros(num_domains, 3)
 
     def __call__(self, outputs: tuple[torch.Tensor, ...], targets: Targets) -> torch.Tensor:
-        """The scaled loss, a 0-d fp32 tensor.
+        """The loss times both factors, a 0-d fp32 tensor.
 
         Args:
             outputs: hidden [B, S, D] and this rank's head rows [V/tp, D]; then the teacher's, if there is one.
@@ -88,9 +94,10 @@ class Objective:
         """
         hidden, weight, *teacher = outputs
         labels, weights, domains = targets
+        weights = weights * self.weight_factor
         result = fused_linear_replay_cross_entropy(
             hidden.flatten(0, 1),
-            weight,
+            weight if self.grad_head_VD is None else weight.detach(),
             labels.flatten(),
             weights.flatten(),
             vocab_start=self.group.rank * weight.shape[0],
@@ -102,10 +109,12 @@ class Objective:
             num_domains=self.num_domains,
             exchange=self.group if self.group.size > 1 else None,
             kernel=self.kernel,
+            grad_head_VD=self.grad_head_VD,
             teacher=self._teacher(teacher[0], teacher[1], weights, domains) if teacher else None,
         )
-        self.domain_sums = result.domain_sums.detach()
-        return result.loss * self.scale
+        weighted, *counts = result.domain_sums.unbind(1)
+        self.domain_sums = torch.stack([weighted / self.weight_factor, *counts], 1)
+        return result.loss * self.loss_factor
 
     def _teacher(
         self, hidden: torch.Tensor, weight: torch.Tensor, weights: torch.Tensor, domains: torch.Tensor
@@ -117,10 +126,10 @@ class Objective:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Inside, the loss is the plain weighted sum of nll: no factor, no z-loss."""
-        scale, z_loss = self.scale, self.z_loss
-        self.scale, self.z_loss = 1.0, 0.0
+        """Inside, the loss is the plain weighted sum of nll: no factors, no z-loss."""
+        kept = self.loss_factor, self.weight_factor, self.z_loss
+        self.loss_factor, self.weight_factor, self.z_loss = 1.0, 1.0, 0.0
         try:
             yield
         finally:
-            self.scale, self.z_loss = scale, z_loss
+            self.loss_factor, self.weight_factor, self.z_loss = kept

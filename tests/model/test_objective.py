@@ -53,13 +53,14 @@ def test_what_the_architecture_does_to_its_logits(shape: dict[str, float]) -> No
     assert objective(**shape)((HIDDEN, HEAD), TARGETS).item() == pytest.approx(weighted(nll(**shape)), rel=1e-5)
 
 
-def test_the_scale_is_a_factor_on_loss_and_gradient_alone() -> None:
+@pytest.mark.parametrize("factor", ["loss_factor", "weight_factor"])
+def test_a_factor_is_on_loss_and_gradient_alone(factor: str) -> None:
     measured = objective(z_loss=Z_LOSS)
     hidden = HIDDEN.clone().requires_grad_()
     loss = measured((hidden, HEAD), TARGETS)
     (gradient,) = torch.autograd.grad(loss, hidden)
     sums = measured.domain_sums
-    measured.scale = 8.0
+    setattr(measured, factor, 8.0)
     scaled = measured((hidden, HEAD), TARGETS)
     assert loss.item() == pytest.approx(weighted(nll() + squares()), rel=1e-5)
     assert scaled.item() == pytest.approx(8 * loss.item(), rel=1e-6)
@@ -69,17 +70,31 @@ def test_the_scale_is_a_factor_on_loss_and_gradient_alone() -> None:
 
 def test_evaluation_is_the_plain_nll() -> None:
     measured = objective(z_loss=Z_LOSS)
-    measured.scale = 8.0
+    measured.loss_factor, measured.weight_factor = 8.0, 2.0
     with measured.evaluation():
         assert measured((HIDDEN, HEAD), TARGETS).item() == pytest.approx(weighted(nll()), rel=1e-5)
-    assert (measured.scale, measured.z_loss) == (8.0, Z_LOSS)
+    assert (measured.loss_factor, measured.weight_factor, measured.z_loss) == (8.0, 2.0, Z_LOSS)
 
 
 def test_evaluation_ends_where_it_fails() -> None:
     measured = objective(z_loss=Z_LOSS)
     with pytest.raises(RuntimeError), measured.evaluation():
         raise RuntimeError
-    assert (measured.scale, measured.z_loss) == (1.0, Z_LOSS)
+    assert (measured.loss_factor, measured.weight_factor, measured.z_loss) == (1.0, 1.0, Z_LOSS)
+
+
+def test_a_given_buffer_collects_the_heads_gradient() -> None:
+    """With the weights' factor, which gradients are averaged over, and without the loss's, which is taken back."""
+    hidden, head = HIDDEN.clone().requires_grad_(), HEAD.clone().requires_grad_()
+    expected = torch.autograd.grad(objective()((hidden, head), TARGETS), (hidden, head))
+    measured = objective()
+    measured.loss_factor, measured.weight_factor = 4.0, 2.0
+    measured.grad_head_VD = torch.ones_like(HEAD)
+    for _ in range(2):
+        (measured((hidden, head), TARGETS) / measured.loss_factor).backward()
+    assert head.grad is None and hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, 4 * expected[0])
+    torch.testing.assert_close(measured.grad_head_VD, 1 + 4 * expected[1])
 
 
 def test_domain_sums() -> None:

@@ -20,6 +20,7 @@ from megacpt.model.objective import Distillation, Objective
 from megacpt.model.stages import StageFactory
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.partition import partition
+from megacpt_kernels.replay_cross_entropy.op import Kernel
 from tests.parity import tiny
 
 History = list[tuple[float, float]]
@@ -38,6 +39,7 @@ def build_engine(
     bounds: Sequence[int] | None = None,
     teacher: Path | None = None,
     distillation: Distillation | None = None,
+    kernel: Kernel = "auto",
     **changes: Any,
 ) -> Engine:
     """An engine for the tiny model at `folder`; stages of equal numbers of layers unless `bounds` says otherwise.
@@ -66,6 +68,7 @@ def build_engine(
         tiny.NUM_DOMAINS,
         softcap=blueprint.logit_softcap,
         logit_scale=blueprint.logit_scale,
+        kernel=kernel,
         distillation=distillation,
     )
     taught_by = None

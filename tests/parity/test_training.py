@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megacpt_kernels.replay_cross_entropy.op import Kernel
 from tests.distributed import run_ranks
 from tests.parity import tiny
 from tests.parity.engines import train
@@ -62,3 +63,11 @@ def test_recomputed_activations_change_nothing(layout: tuple[int, int, int], zer
 def test_rows_per_micro_batch_change_nothing(model_root: Path) -> None:
     folder, expected = plain("gemma2", model_root)
     assert_same(run_ranks(2, train, folder, (1, 1, 2), micro_rows=4), expected)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied"])
+def test_either_kernel_trains_as_transformers(architecture: str, kernel: Kernel, model_root: Path) -> None:
+    """On the last stage, its vocabulary split; without a GPU, Triton's interpreter runs the kernels."""
+    folder, expected = plain(architecture, model_root)
+    assert_same(run_ranks(4, train, folder, (2, 2, 1), kernel=kernel, num_steps=3), expected[:3])
