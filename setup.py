@@ -41,6 +41,7 @@ extras = {
         "datasets>=4",
         "hypothesis>=6.130",
         "import-linter>=2.5",
+        "liger-kernel>=0.6",
         "matplotlib>=3.10",
         "megatron-core>=0.16",
         "mypy>=1.18",

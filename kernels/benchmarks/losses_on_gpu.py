@@ -44,6 +44,8 @@ class Batch:
     head_VD: Tensor
     labels_T: Tensor
     weights_T: Tensor | None
+    grad_head_VD: Tensor | None = None
+    """Where an engine sums the head's gradient, for those who can add to it."""
 
     def logits(self) -> Tensor:
         with torch.no_grad():
@@ -144,9 +146,14 @@ def given_logits() -> Iterator[GivenLogits]:
 def given_hidden(chunk_tokens: int | None = None) -> Iterator[GivenHidden]:
     """Ours first."""
 
-    def fused(batch: Batch) -> Tensor:
+    def fused(batch: Batch, *, adds: bool) -> Tensor:
         return fused_linear_replay_cross_entropy(
-            batch.hidden_TD, batch.head_VD, batch.labels_T, batch.weights_T, chunk_tokens=chunk_tokens
+            batch.hidden_TD,
+            batch.head_VD,
+            batch.labels_T,
+            batch.weights_T,
+            chunk_tokens=chunk_tokens,
+            grad_head_VD=batch.grad_head_VD if adds else None,
         ).loss
 
     def losses(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
@@ -160,7 +167,8 @@ def given_hidden(chunk_tokens: int | None = None) -> Iterator[GivenHidden]:
             torch.cat([checkpoint(compiled, x, batch.head_VD, y, use_reentrant=False) for x, y in parts])
         )
 
-    yield GivenHidden("megacpt", fused)
+    yield GivenHidden("megacpt, added to a gradient buffer", partial(fused, adds=True))
+    yield GivenHidden("megacpt", partial(fused, adds=False))
     yield GivenHidden("torch, eager", lambda batch: batch.total(losses(batch.hidden_TD, batch.head_VD, batch.labels_T)))
     yield GivenHidden("torch, compiled in chunks", chunked)
     if options := optional("torch.nn", "LinearCrossEntropyOptions"):
@@ -202,7 +210,7 @@ def make_batch(vocab_size: int, is_weighted: bool) -> Batch:
     head_VD = (torch.randn(vocab_size, WIDTH, device="cuda") * (2 / WIDTH**0.5)).bfloat16()
     labels_T = torch.randint(vocab_size, (NUM_TOKENS,), device="cuda")
     weights_T = torch.rand(NUM_TOKENS, device="cuda") / NUM_TOKENS if is_weighted else None
-    return Batch(hidden_TD, head_VD, labels_T, weights_T)
+    return Batch(hidden_TD, head_VD, labels_T, weights_T, torch.zeros_like(head_VD, dtype=torch.float32))
 
 
 def exact_loss(batch: Batch) -> float:
@@ -307,7 +315,7 @@ def hidden_rows(product_rate: float) -> Iterator[tuple[object, ...]]:
 def gradients(way: GivenHidden, batch: Batch, leaves: tuple[Tensor, Tensor]) -> Tensor:
     """Forward and backward; the gradients are let go of, the loss is returned."""
     loss = way.loss(batch)
-    torch.autograd.grad(loss, leaves)
+    torch.autograd.grad(loss, leaves, allow_unused=True)  # the head's may have been added to a buffer
     return loss.detach()
 
 

@@ -21,8 +21,9 @@ from megacpt.engine.settings import EngineSettings
 from megacpt.engine.sharded import ShardedEngine
 from megacpt.errors import RecipeError
 from megacpt.model.attention import choose_attention
-from megacpt.model.blueprint import Blueprint
+from megacpt.model.blueprint import PARITY_TESTED, Blueprint
 from megacpt.model.fill import RandomWeights, WeightSource
+from megacpt.model.fused_ops import choose_fused_ops
 from megacpt.model.objective import Distillation, Objective
 from megacpt.model.probe import probe
 from megacpt.model.stages import StageFactory
@@ -69,7 +70,15 @@ def blueprint(recipe: Recipe, config: PretrainedConfig, device: torch.device) ->
     """The model's parts; an architecture outside the tested ones is first tried on a shrunken copy."""
     dtype = DTYPES[recipe.model.dtype]
     probe(config)
-    return Blueprint(config, dtype, choose_attention(recipe.model.attention, device.type, dtype))
+    requested = recipe.model.fused_ops
+    if requested == "auto" and config.model_type not in PARITY_TESTED:
+        requested = False
+    return Blueprint(
+        config,
+        dtype,
+        choose_attention(recipe.model.attention, device.type, dtype),
+        fused_ops=choose_fused_ops(requested, device.type, config.model_type),
+    )
 
 
 def weights(recipe: Recipe, plan: Blueprint, folder: Path | None) -> WeightSource:
@@ -180,7 +189,10 @@ def describe(resolved: Resolved, plan: Blueprint, bounds: Sequence[int], device:
     stages = f", layers {' + '.join(map(str, layers))}" if len(layers) > 1 else ""
     return {
         "model": f"{recipe.model.path or 'random'} ({plan.config.model_type}), {plan.num_parameters():,} parameters",
-        "compute": f"{recipe.model.dtype} on {resolved.world_size} x {device.type}, attention {plan.attention}",
+        "compute": (
+            f"{recipe.model.dtype} on {resolved.world_size} x {device.type}, attention {plan.attention},"
+            f" fused ops {'by Liger' if plan.fused_ops else 'off'}"
+        ),
         "layout": f"pipeline {resolved.pipeline} x data {resolved.data} x tensor {resolved.tensor}{stages}",
         "step": (
             f"{resolved.global_rows} rows x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens,"

@@ -1,11 +1,11 @@
 """The buffer that DeepSpeed sums the head's gradient in, for the loss to add to directly.
 
-With bf16 weights and ZeRO-1, DeepSpeed adds each micro-batch's bf16 gradients to fp32 buffers of its own. The loss makes
-the head's gradient in its forward, chunk by chunk: added straight to the buffer it needs no tensor of the head's size
-besides, and is not rounded to bf16 on the way. Elsewhere no such buffer exists in whole, and autograd carries the
-gradient: plain fp32 has the parameter's own, ZeRO 2 and 3 keep only this rank's share.
+With bf16 weights and ZeRO-1, DeepSpeed adds each micro-batch's bf16 gradients to fp32 buffers of its own. The loss
+makes the head's gradient in its forward, chunk by chunk: added straight to the buffer it needs no tensor of the head's
+size besides, and is not rounded to bf16 on the way. Elsewhere autograd carries the gradient: under ZeRO 2 and 3 no rank
+has a whole buffer, and fp32 training is for tests and pilots.
 
-The price is two of DeepSpeed's internals, which hooks of the weight's gradient would set.
+The price: two of DeepSpeed's internals are set here, as its hook of the weight's gradient would.
 """
 
 from __future__ import annotations

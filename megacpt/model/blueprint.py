@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from megacpt.errors import ModelError
 from megacpt.model.attention import register
+from megacpt.model.fused_ops import fuse_ops
 
 PARITY_TESTED = frozenset({"llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text", "phi3"})
 """Model types for which the test suite compares training with plain transformers, on every kind of layout."""
@@ -31,19 +32,25 @@ class Blueprint:
         config: the Hugging Face config of a decoder-only causal language model.
         dtype: the dtype of the weights.
         attention: which of `megacpt.model.attention.BACKENDS` the layers use.
+        fused_ops: norms, MLPs and rotary embedding are computed by Liger's kernels.
 
     Raises:
         ModelError: the architecture is not a plain stack of decoder layers that megacpt understands.
     """
 
-    def __init__(self, config: PretrainedConfig, dtype: torch.dtype, attention: str = "sdpa") -> None:
+    def __init__(
+        self, config: PretrainedConfig, dtype: torch.dtype, attention: str = "sdpa", *, fused_ops: bool = False
+    ) -> None:
         refuse_unsupported(config)
         self.config = config
         self.dtype = dtype
         self.attention = attention
+        self.fused_ops = fused_ops
         config._attn_implementation = "eager"  # every class builds with it; some refuse to build with others
         with torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if fused_ops:
+            fuse_ops(self.model)
         self.config = self.model.config
         self.config._attn_implementation = register(attention)
         self.base = self.model.base_model

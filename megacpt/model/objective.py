@@ -2,9 +2,9 @@
 
 A token's weight already carries the division by the global batch's total weight (`megacpt.data.batch`), so a
 micro-batch's loss is its share of the exact weighted mean, and sums are right however the batch is split over
-micro-batches and ranks. DeepSpeed averages over micro-batches, by a factor on the loss, and over data-parallel ranks, of
-the gradients; `loss_factor` and `weight_factor` undo the one and the other. Only the second reaches a gradient that is
-made in the forward.
+micro-batches and ranks. DeepSpeed averages over micro-batches, by a factor on the loss, and over data-parallel ranks,
+by one on the gradients; `loss_factor` and `weight_factor` undo the one and the other. Only the second reaches a
+gradient that is made in the forward.
 """
 
 from __future__ import annotations

@@ -78,6 +78,10 @@ class ModelSection(Section):
     attention: Literal["auto", "eager", "sdpa", "varlen", "flash_attention_2"] = "auto"
     """The attention implementation; auto takes the fastest installed one that keeps documents apart."""
 
+    fused_ops: Literal["auto"] | bool = "auto"
+    """RMSNorm, rotary embedding and gated MLP by Liger's kernels (arXiv:2410.10989): on, off, or auto, which uses them
+    on a GPU for the tested architectures where liger-kernel is installed."""
+
     vocab_multiple: Count = 128
     """The embedding and head are padded to a multiple of this (and of `parallel.tensor`), which matrix units like. The
     padding is masked in the loss and cut off on export. 128 as in Megatron-LM."""

@@ -184,7 +184,7 @@ def test_a_backend_that_cannot_run_here(backend: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend", ["varlen", "flash_attention_2"])
+@pytest.mark.parametrize("backend", ["sdpa", "varlen", "flash_attention_2"])
 def test_gpu_backends_are_plain_attention(backend: str, name: str) -> None:
     if backend == "flash_attention_2":
         pytest.importorskip("flash_attn")

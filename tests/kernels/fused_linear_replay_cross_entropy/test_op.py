@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megacpt_kernels import LossOutput, fused_linear_replay_cross_entropy, replay_cross_entropy
 from megacpt_kernels.replay_cross_entropy.op import Kernel
+from tests.allocations import Allocations
 from tests.kernels.oracle import OPTIONS, Options, assert_as_accurate, plain_loss
 from tests.kernels.slices import ThreadExchange, on_ranks
 
@@ -145,6 +147,52 @@ def test_padding_rows_of_the_head(batch: Batch, kernel: Kernel) -> None:
     assert (grad_head_VD[VOCAB_SIZE:] == 0).all()
 
 
+def test_every_output_is_written(batch: Batch, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory that holds NaN shows what is left out."""
+    expected, *gradients = fused(batch, kernel=kernel)
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(
+        Tensor, "new_empty", lambda self, *size, **kind: new_empty(self, *size, **kind).fill_(torch.nan)
+    )
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **kind: empty_like(tensor, **kind).fill_(torch.nan))
+    output, *nan_gradients = fused(batch, kernel=kernel)
+    assert torch.equal(output.nll_T, expected.nll_T)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, nan_gradients, strict=True))
+
+
+def test_any_number_may_mean_no_label(batch: Batch, kernel: Kernel) -> None:
+    expected, *gradients = fused(batch, kernel=kernel)
+    labels_T = batch.labels_T.where(batch.labels_T != IGNORED, VOCAB_SIZE)
+    output, *other_gradients = fused(batch._replace(labels_T=labels_T), kernel=kernel, ignore_index=VOCAB_SIZE)
+    assert torch.equal(output.loss, expected.loss)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, other_gradients, strict=True))
+
+
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["all"]], ids=["plain", "all"])
+def test_nothing_waits_for_the_device(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which knows no autocast, tensors have no values: whoever asks for one raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    hidden_TD = torch.empty(NUM_ROWS, WIDTH, device="meta", requires_grad=True)
+    head_VD = torch.empty(VOCAB_SIZE, WIDTH, device="meta", requires_grad=True)
+    labels_T = torch.empty(NUM_ROWS, dtype=torch.int64, device="meta")
+    weights_T = torch.empty(NUM_ROWS, device="meta")
+    keywords: dict[str, Any] = {"domains_T": labels_T, "num_domains": 3, "kernel": "reference", **options}
+    fused_linear_replay_cross_entropy(hidden_TD, head_VD, labels_T, weights_T, **keywords).loss.backward()
+    replay_cross_entropy(hidden_TD @ head_VD.T, labels_T, weights_T, **keywords).loss.backward()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        labels_T.nonzero()
+
+
+@pytest.mark.gpu
+def test_no_kernel_waits_for_the_device(batch: Batch) -> None:
+    leaves = batch.leaves(torch.bfloat16)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fused_linear_replay_cross_entropy(*leaves, domains_T=batch.labels_T, num_domains=3).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_same_bits_every_time(batch: Batch, kernel: Kernel) -> None:
     (first, *first_gradients), (again, *gradients) = (fused(batch, kernel=kernel) for _ in range(2))
     assert torch.equal(first.loss, again.loss) and torch.equal(first.nll_T, again.nll_T)
@@ -212,6 +260,14 @@ class TestGivenGradientBuffer:
         for _ in range(300):
             fused_linear_replay_cross_entropy(*leaves, kernel="reference", grad_head_VD=buffer_VD)
         assert float((buffer_VD - 300 * head_VD).norm() / (300 * head_VD).norm()) < 0.01
+
+    def test_nothing_else_of_the_heads_size_is_made(self, batch: Batch, kernel: Kernel) -> None:
+        leaves = batch.leaves(torch.float32)
+        with Allocations(leaves.head_VD.shape) as allocations:
+            fused_linear_replay_cross_entropy(
+                *leaves, kernel=kernel, chunk_tokens=8, grad_head_VD=torch.zeros_like(batch.head_VD)
+            ).loss.backward()
+        assert allocations.names == ["aten::zeros_like"]
 
     def test_is_left_alone_without_gradients(self, batch: Batch, kernel: Kernel) -> None:
         buffer_VD = torch.zeros_like(batch.head_VD)

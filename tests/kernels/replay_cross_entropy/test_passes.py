@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megacpt_kernels import replay_cross_entropy, replay_cross_entropy_
 from megacpt_kernels.replay_cross_entropy import reference
 from megacpt_kernels.replay_cross_entropy.objective import Objective, Passes
 from megacpt_kernels.replay_cross_entropy.op import Kernel
@@ -99,6 +100,21 @@ def test_one_read_and_one_write(width: int, is_interpreted: bool, monkeypatch: p
 
     kernel.combine(stats_TK[None], 0, labels_T, weights_T, numbers, logits_TV)
     assert traffic.taken() == (0, num_rows)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_passes_of_the_ops(is_interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place: one read, one write. Under autograd: two reads, one write. Besides, the label's logit of each row."""
+    if not is_interpreted:
+        pytest.skip("counted by Triton's interpreter")
+    num_rows, width = 3, 200
+    logits_TV = torch.randn(num_rows, width, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    labels_T, weights_T = torch.tensor([3, 7, 5]), torch.ones(num_rows)
+    traffic = Traffic(monkeypatch)
+    replay_cross_entropy(logits_TV, labels_T, weights_T, kernel="triton").loss.backward()
+    assert traffic.taken() == (num_rows * (2 * width + 1), num_rows * width)
+    replay_cross_entropy_(logits_TV.detach(), labels_T, weights_T, kernel="triton")
+    assert traffic.taken() == (num_rows * (width + 1), num_rows * (width + 1))
 
 
 @pytest.mark.usefixtures("small_tiles")
