@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial, partialmethod
 from typing import Any, NamedTuple
 
 import pytest
@@ -150,11 +152,14 @@ def test_padding_rows_of_the_head(batch: Batch, kernel: Kernel) -> None:
 def test_every_output_is_written(batch: Batch, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh memory that holds NaN shows what is left out."""
     expected, *gradients = fused(batch, kernel=kernel)
-    new_empty, empty_like = Tensor.new_empty, torch.empty_like
-    monkeypatch.setattr(
-        Tensor, "new_empty", lambda self, *size, **kind: new_empty(self, *size, **kind).fill_(torch.nan)
-    )
-    monkeypatch.setattr(torch, "empty_like", lambda tensor, **kind: empty_like(tensor, **kind).fill_(torch.nan))
+
+    def spoilt(make: Callable[..., Tensor], *arguments: Any, **keywords: Any) -> Tensor:
+        tensor = make(*arguments, **keywords)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(Tensor, "new_empty", partialmethod(partial(spoilt, Tensor.new_empty)))
+    monkeypatch.setattr(torch, "empty", partial(spoilt, torch.empty))
+    monkeypatch.setattr(torch, "empty_like", partial(spoilt, torch.empty_like))
     output, *nan_gradients = fused(batch, kernel=kernel)
     assert torch.equal(output.nll_T, expected.nll_T)
     assert all(torch.equal(one, other) for one, other in zip(gradients, nan_gradients, strict=True))
