@@ -137,7 +137,9 @@ def engine(
     )
     teacher = None
     if recipe.loss.distillation is not None:
-        teacher = replace(factory, blueprint=Blueprint(plan.config, plan.dtype, plan.attention))
+        teacher = replace(
+            factory, blueprint=Blueprint(plan.config, plan.dtype, plan.attention, fused_ops=plan.fused_ops)
+        )
     if settings.zero_stage >= 2:
         return ShardedEngine(factory, objective, grid, settings, teacher)
     # The engine lists the norm and the head apart; they stay in one stage.

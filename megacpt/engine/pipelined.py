@@ -33,7 +33,7 @@ from megacpt.model.stages import (
     tied_head,
     trained_stages,
 )
-from megacpt.model.taught import TaughtStage, taught_head
+from megacpt.model.taught import TaughtStage, head_weight, taught_head
 from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slices import Slice
@@ -115,12 +115,9 @@ class StagedModule(PipelineModule):
         return trained_stages(self)
 
     def head_weight(self) -> torch.nn.Parameter:
-        """The weight that the last stage multiplies by; only there."""
-        for stage in self.stages():
-            if isinstance(stage, HeadStage):
-                return stage.head.weight
-        weight: torch.nn.Parameter = self.tied_modules["embedding"].embedding.weight
-        return weight
+        """The weight that the last stage makes logits with; only there."""
+        stages = {type(stage): stage for stage in self.stages()}
+        return head_weight(stages[HeadStage] if HeadStage in stages else stages[EmbeddingStage])
 
     def owned_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         """This rank's parameters, without the copy of a tied embedding that another stage answers for."""

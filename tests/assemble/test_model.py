@@ -124,6 +124,7 @@ def test_the_plan_in_words(tmp_path: Path) -> None:
     words = model.describe(run, plan, [0, 4, 6, 8], CPU)
     assert words["model"].startswith("random (llama), ")
     assert f"{plan.num_parameters():,} parameters" in words["model"]
+    assert words["compute"] == "float32 on 6 x cpu, attention sdpa, fused ops off"
     assert words["layout"] == "pipeline 3 x data 2 x tensor 1, layers 3 + 2 + 1"
     assert words["step"] == "8 rows x 16 = 128 tokens, 4 micro-batches of 1 a rank"
     assert words["run"] == "100 steps, 12,800 tokens"
