@@ -31,7 +31,7 @@ def recipe_files() -> list[tuple[str, list[str]]]:
 
 
 extras = {
-    "gpu": ["flash-attn>=2.8", "liger-kernel>=0.6"],
+    "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8.5"],
     "wandb": ["wandb>=0.21"],
     "datasets": ["datasets>=4"],
     "datatrove": ["datatrove>=0.6"],
@@ -41,7 +41,7 @@ extras = {
         "datasets>=4",
         "hypothesis>=6.130",
         "import-linter>=2.5",
-        "liger-kernel>=0.6",
+        "liger-kernel>=0.8.5",
         "matplotlib>=3.10",
         "megatron-core>=0.16",
         "mypy>=1.18",
