@@ -2,6 +2,7 @@
 #
 #   make quickstart                  train a small model on medical text, with or without a GPU
 #   make test                        all tests; TESTS="tests/data -k order" for some
+#   make test-faults                 kills, full disks, damaged files, bad numbers: the long form
 #   make check                       linters, types, import floors
 #   make bench                       benchmarks
 #   make debug                       train a tiny random model on two CPU processes, in seconds
@@ -25,7 +26,7 @@ CONSTRAINTS := requirements/constraints.txt
 STAMP := $(VENV)/.megacpt-$(shell { echo "$(CURDIR) $(TORCH)"; cat setup.py $(CONSTRAINTS); } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench debug clean
+.PHONY: help setup quickstart test test-faults check bench debug clean
 
 help:
 	@sed -n 's/^#   \?//p' Makefile | head -n 15
@@ -37,6 +38,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	@python -m pytest $(TESTS)
+
+test-faults: $(STAMP)
+	@python -m pytest tests/faults tests/parity/test_reshape.py -m "slow or not slow" $(TESTS)
 
 check: $(STAMP)
 	ruff check .

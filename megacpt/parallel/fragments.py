@@ -9,7 +9,7 @@ and a rank reads the rows that it needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,8 +17,8 @@ import torch
 
 from megacpt.parallel.slices import Slice
 
-DIGEST_CHUNK = 1 << 20
-"""Elements whose digest is computed at a time: their int64 weights are 8 MiB."""
+DIGEST_CHUNK = {True: 1 << 16, False: 1 << 22}
+"""Elements whose digest is computed at a time: on a CPU what a cache holds, elsewhere what keeps a device busy."""
 
 
 @dataclass(frozen=True)
@@ -183,31 +183,38 @@ def digests(fragment: Fragment, values: Mapping[str, torch.Tensor]) -> dict[str,
     Returns:
         kind -> digest, from 0 to 2^64 - 1.
     """
-    sums = dict.fromkeys(values, 0)
+    first = next(iter(values.values()))
+    sums = {kind: torch.zeros((), dtype=torch.long, device=first.device) for kind in values}
+    bits = {kind: tensor.view(_INTEGERS[tensor.element_size()]) for kind, tensor in values.items()}
     num_columns = fragment.matrix[1]
     for block in fragment.blocks():
-        for start in range(0, block.numel(), DIGEST_CHUNK):
-            stop = min(start + DIGEST_CHUNK, block.numel())
-            device = next(iter(values.values())).device
-            places = torch.arange(start, stop, device=device)
-            row = places // block.width
-            weights = _mixed((block.rows[0] + row) * num_columns + block.columns[0] + places - row * block.width)
-            for kind, tensor in values.items():
-                bits = tensor[block.offset + start : block.offset + stop].view(_INTEGERS[tensor.element_size()])
-                sums[kind] += int((bits * weights).sum())
-    return {kind: total % 2**64 for kind, total in sums.items()}
+        for rows, columns in _chunks(block, DIGEST_CHUNK[first.device.type == "cpu"]):
+            first_places = torch.arange(*rows, device=first.device)[:, None] * num_columns
+            weights = _mixed(first_places + torch.arange(*columns, device=first.device))
+            start, stop = block.position(rows[0], columns[0]), block.position(rows[1] - 1, columns[1] - 1) + 1
+            for kind, elements in bits.items():
+                sums[kind] += (elements[start:stop].view(weights.shape) * weights).sum()
+    return {kind: int(total) % 2**64 for kind, total in sums.items()}
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
+
+
+def _chunks(block: Block, size: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Ranges of rows and columns, each of about `size` elements that follow each other in the fragment."""
+    num_rows = max(1, size // block.width)
+    for row in range(block.rows[0], block.rows[1], num_rows):
+        rows = row, min(row + num_rows, block.rows[1])
+        num_columns = size if num_rows == 1 else block.width
+        for column in range(block.columns[0], block.columns[1], num_columns):
+            yield rows, (column, min(column + num_columns, block.columns[1]))
 
 
 def _mixed(places: torch.Tensor) -> torch.Tensor:
     """A pseudo-random int64 of each place; in-place: `places` is a temporary of ours."""
     weights = places.add_(1).mul_(-7046029254386353131)  # 0x9E3779B97F4A7C15, as splitmix64 steps
     weights ^= weights >> 30
-    weights.mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9, as it mixes
-    weights ^= weights >> 27
-    return weights
+    return weights.mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9, as it mixes
 
 
 @dataclass(frozen=True)

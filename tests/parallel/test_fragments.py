@@ -107,7 +107,7 @@ def test_a_single_bit_and_a_swap_change_the_digest() -> None:
 
 
 def test_digests_of_bf16_and_of_large_tensors() -> None:
-    values = torch.randn(DIGEST_CHUNK + 5).bfloat16()
+    values = torch.randn(DIGEST_CHUNK[True] + 5).bfloat16()
     fragment = Fragment("w", (values.numel(),), None, 0, values.numel())
     halves = [Fragment("w", (values.numel(),), None, 0, 77), Fragment("w", (values.numel(),), None, 77, values.numel())]
     together = sum(digests(part, {"x": values[part.start : part.stop]})["x"] for part in halves)
