@@ -156,7 +156,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         interrupted=stopping.now,
         is_due=saved is not None and saved["evaluation_is_due"],
     )
-    with loader:
+    with loader, checkpointing:
         num_steps_done = Trainer(
             engine=engine,
             loader=loader,

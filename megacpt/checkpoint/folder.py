@@ -156,10 +156,10 @@ class CheckpointFolder:
                 path.rename(aside)
 
     def complete(self) -> list[Path]:
-        """All complete checkpoints, oldest first."""
+        """All complete checkpoints, oldest first: what has such a name. `damage` says whether they are intact."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
     def newest(self) -> Path | None:

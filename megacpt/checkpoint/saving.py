@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,7 +97,8 @@ class Saver:
                 needed_bytes = num_bytes + HEADERS_BYTES * len(answers)
                 _, error = _attempt(lambda: self.folder.begin(state["step"], needed_bytes))
         num_bytes, error = self.channel.broadcast((num_bytes, error))
-        self._save = _Save(self, state, counters, num_bytes, begun)
+        # A copy: what training still changes must not change while it is written.
+        self._save = _Save(self, deepcopy(state), counters, num_bytes, begun)
         if snapshot is None or error is not None:
             self._save.outcome = None, error
         elif self.asynchronous:

@@ -151,6 +151,13 @@ class Checkpointing:
         self.every_steps, self.milestones, self.at_end = every_steps, milestones, at_end
         self._saved_step: int | None = None
 
+    def __enter__(self) -> Checkpointing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Complete a save in the background, whatever training ended with."""
+        self.finish()
+
     def before_training(self, step: int) -> None:
         self._saved_step = step if step else None
         if self.at_start and step == 0:

@@ -87,10 +87,11 @@ def test_leftovers_are_no_checkpoints_and_are_removed(checkpoints: CheckpointFol
     assert not again.exists()
 
 
-def test_a_folder_without_its_manifest_is_none(checkpoints: CheckpointFolder) -> None:
+def test_a_folder_without_its_manifest_is_damaged(checkpoints: CheckpointFolder) -> None:
+    """It is not as if there were none: a run with such a checkpoint must not be begun anew."""
     path = save(checkpoints, 1)
     (path / "manifest.json").unlink()
-    assert names(checkpoints) == []
+    assert names(checkpoints) == ["step_000001"] and len(damage(path)) == 1
     with pytest.raises(CheckpointError, match=r"step_000001: this is no complete checkpoint"):
         read_state(path)
 

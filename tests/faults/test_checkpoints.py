@@ -121,14 +121,12 @@ def test_every_kind_of_damage_is_passed_over(
     older, newer = (save_checkpoint(tmp_path, step) for step in (3, 6))
     spoil(newer / file)
     assert choose_checkpoint("auto", tmp_path, Channel()) == older
-    if file != "manifest.json" or spoil is not Path.unlink:  # without one it is no checkpoint
-        assert "warning: a damaged checkpoint is passed over for step_000003" in capsys.readouterr().err
-        with pytest.raises(CheckpointError, match="this checkpoint is damaged"):
-            choose_checkpoint(str(newer), tmp_path / "other", Channel())
+    assert "warning: a damaged checkpoint is passed over for step_000003" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"this checkpoint is damaged|no complete checkpoint here"):
+        choose_checkpoint(str(newer), tmp_path / "other", Channel())
     spoil(older / "engine.json")
-    if file != "manifest.json" or spoil is not Path.unlink:
-        with pytest.raises(CheckpointError, match="no checkpoint here is intact"):
-            choose_checkpoint("auto", tmp_path, Channel())
+    with pytest.raises(CheckpointError, match="no checkpoint here is intact"):
+        choose_checkpoint("auto", tmp_path, Channel())
 
 
 @pytest.fixture

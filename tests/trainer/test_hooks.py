@@ -126,6 +126,13 @@ def test_a_milestone_is_the_last_checkpoint_before_its_end(end: int, step: int, 
     assert names(tmp_path) == [f"step_{step:06d}", "step_000009"]
 
 
+def test_a_save_is_completed_though_training_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), checkpointing(tmp_path, asynchronous=True) as hook:
+        hook.after_step(record_of(3))
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["step_000003"]
+
+
 def test_a_failed_save_is_told_and_outlived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
