@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from megacpt.model.objective import Objective
+from megacpt.model.objective import Distillation, Objective
 from megacpt.parallel.group import TensorGroup
 
 VOCAB_SIZE, PADDED, NUM_DOMAINS = 11, 16, 3
@@ -83,15 +83,18 @@ def test_evaluation_ends_where_it_fails() -> None:
     assert (measured.loss_factor, measured.weight_factor, measured.z_loss) == (1.0, 1.0, Z_LOSS)
 
 
-def test_a_given_buffer_collects_the_heads_gradient() -> None:
+@pytest.mark.parametrize("distillation", [None, Distillation(0.5, 2.0, (0,))], ids=["alone", "taught"])
+def test_a_given_buffer_collects_the_heads_gradient(distillation: Distillation | None) -> None:
     """With the weights' factor, which gradients are averaged over, and without the loss's, which is taken back."""
     hidden, head = HIDDEN.clone().requires_grad_(), HEAD.clone().requires_grad_()
-    expected = torch.autograd.grad(objective()((hidden, head), TARGETS), (hidden, head))
-    measured = objective()
+    teacher = () if distillation is None else (HIDDEN.flip(0), HEAD.flip(0))
+    plain = objective(distillation=distillation)((hidden, head, *teacher), TARGETS)
+    expected = torch.autograd.grad(plain, (hidden, head))
+    measured = objective(distillation=distillation)
     measured.loss_factor, measured.weight_factor = 4.0, 2.0
     measured.grad_head_VD = torch.ones_like(HEAD)
     for _ in range(2):
-        (measured((hidden, head), TARGETS) / measured.loss_factor).backward()
+        (measured((hidden, head, *teacher), TARGETS) / measured.loss_factor).backward()
     assert head.grad is None and hidden.grad is not None
     torch.testing.assert_close(hidden.grad, 4 * expected[0])
     torch.testing.assert_close(measured.grad_head_VD, 1 + 4 * expected[1])
