@@ -79,13 +79,14 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     held_out = data.open_corpora(recipe, "held_out", plan.vocab_size)
     data.check_tokenizers(recipe, {"shards": training, "held_out": held_out}, model.tokenizer_fingerprint(recipe, base))
     if checkpoint and saved:
-        plan_of_data, texts = data.plan(resolved), data.records(training)
+        plan_of_data, texts = data.plan(resolved), data.records(recipe, training)
         history = resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
     else:
         history = data.history(resolved, training)
     stream = Stream(training, history)
-    num_steps = history.num_steps(recipe.training.tokens)
-    data.refuse_excess_epochs(recipe, stream, num_steps)
+    resolved = data.lasting(resolved, history)
+    resolved, stream = data.bounded(resolved, stream)
+    data.check_epochs(recipe, stream, resolved.last_step)
 
     # The engine, with the weights of the base model or of the checkpoint.
     group = make_tensor_group(grid, world.rank)
@@ -103,7 +104,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     # What happens at and between steps.
     if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
-    shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, num_steps)
+    shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.num_steps)
     events = Events(folder if is_main else None)
     events.write("start", step=first_step, world_size=world.world_size)
     due = occasions(resolved, stream.history)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.data.loader import Loader
-from megacpt.data.stream import Stream, record_of
+from megacpt.data.stream import Stream, exhausted_at, record_of
 from megacpt.data.view import Subset, View, select
 from megacpt.errors import DataError
+from megacpt.observe.log import logger
 from megacpt.parallel.grid import Coordinate
-from megacpt.recipe import Recipe, Resolved, objective, token_shares
+from megacpt.recipe import Recipe, Resolved, objective
 
 
 def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus | View]:
@@ -87,35 +89,78 @@ def check_tokenizers(
 
 def plan(resolved: Resolved) -> tuple[Stage, ...]:
     """What the recipe asks of the stream, stage by stage."""
-    shares = token_shares(resolved.recipe)
-    return (Stage(0, Settings(shares, resolved.sequence_length, resolved.global_rows)),)
+    return tuple(
+        Stage(stage.from_tokens, Settings(stage.weights, stage.sequence_length, stage.global_rows))
+        for stage in resolved.stages
+    )
+
+
+def lasting(resolved: Resolved, history: History) -> Resolved:
+    """The recipe with the length that the run has after all that happened to it: global batches may have changed."""
+    num_steps, stop = history.num_steps(resolved.recipe.training.tokens), resolved.recipe.training.stop_at_step
+    return replace(
+        resolved,
+        num_steps=num_steps,
+        last_step=num_steps if stop is None else min(num_steps, stop),
+        lr=replace(resolved.lr, total_tokens=history.tokens(num_steps)),
+    )
 
 
 def history(resolved: Resolved, corpora: Mapping[str, Corpus | View]) -> History:
     """The data of a run that starts now."""
-    return History.begin(resolved.recipe.seed, plan(resolved), records(corpora))
+    return History.begin(resolved.recipe.seed, plan(resolved), records(resolved.recipe, corpora))
 
 
-def records(corpora: Mapping[str, Corpus | View]) -> dict[str, CorpusRecord]:
+def records(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, CorpusRecord]:
     """Domain -> what identifies its text."""
-    return {name: record_of(corpus) for name, corpus in corpora.items()}
+    return {name: record_of(corpus, recipe.data.domains[name].redraw) for name, corpus in corpora.items()}
 
 
-def refuse_excess_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:
-    """Refuse a run that would read a domain more often than its `max_epochs`.
+HOPELESS_EPOCHS = 16
+"""Beyond so many epochs, repeated tokens are worth next to nothing (Muennighoff et al. 2023, arXiv:2305.16264)."""
+
+
+def bounded(resolved: Resolved, rows: Stream) -> tuple[Resolved, Stream]:
+    """The run with `when_exhausted` obeyed: a domain that was read `max_epochs` times leaves, or ends the run."""
+    for name, domain in resolved.recipe.data.domains.items():
+        if domain.when_exhausted == "repeat" or name not in rows.names:
+            continue
+        step = exhausted_at(rows, name, domain.max_epochs, resolved.last_step)
+        if step is None:
+            continue
+        if domain.when_exhausted == "stop":
+            logger().info("the run ends after step %d: domain %s is exhausted there", step, name)
+            resolved = replace(resolved, last_step=step)
+            continue
+        later = [segment.from_step for segment in rows.history.segments if segment.from_step > step]
+        for change in [step, *later]:
+            weights = {other: w for other, w in rows.history.settings(change).weights.items() if other != name}
+            rows = rows.with_history(rows.history.set_weights(change, weights))
+    return resolved, rows
+
+
+def check_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:
+    """Warn of domains that the run reads more often than their `max_epochs`.
 
     Raises:
-        DataError: naming the first such domain, how often it would be read, and its limit.
+        DataError: one would be read more than 16 times, and `max_epochs` does not say that it may.
     """
-    limits = {name: domain.max_epochs for name, domain in recipe.data.domains.items()}
     for domain in rows.report(num_steps):
-        if domain.epochs > limits.get(domain.name, math.inf):
+        limit = recipe.data.domains[domain.name].max_epochs if domain.name in recipe.data.domains else math.inf
+        if domain.epochs <= limit:
+            continue
+        if domain.epochs > HOPELESS_EPOCHS:
             raise DataError(
                 f"the run would read domain '{domain.name}' {domain.epochs:.1f} times",
                 where=recipe.where(f"data.domains.{domain.name}.max_epochs"),
-                expected=f"at most {limits[domain.name]:g}",
+                expected=f"at most {max(limit, HOPELESS_EPOCHS):g}",
                 hint="Give it more text, a smaller weight or the run fewer tokens; or raise max_epochs, knowingly.",
             )
+        logger().warning(
+            "domain %s is read %.1f times, more than its max_epochs %g: %s of its %s tokens are repeated",
+            *(domain.name, domain.epochs, limit),
+            *(f"{domain.tokens - domain.unique_tokens:,}", f"{domain.tokens:,}"),
+        )
 
 
 def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int) -> Loader:

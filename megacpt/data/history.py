@@ -75,24 +75,27 @@ class CorpusRecord:
         tokens, documents: totals.
         tokenizer: fingerprint of what made the ids, where known.
         shards: a digest of each shard, in reading order; a corpus grows by shards behind the ones it has.
+        redraw: "per_epoch" or "fixed": whether each epoch has an order of its own.
     """
 
     tokens: int
     documents: int
     tokenizer: str | None = None
     shards: tuple[str, ...] = ()
+    redraw: str = "per_epoch"
 
     def grows_to(self, other: CorpusRecord) -> bool:
         """Whether `other` is this corpus with nothing changed, and perhaps shards behind it."""
         return (
-            self.tokenizer == other.tokenizer
+            (self.tokenizer, self.redraw) == (other.tokenizer, other.redraw)
             and self.shards == other.shards[: len(self.shards)]
             and (self == other or (len(self.shards) < len(other.shards) and self.tokens <= other.tokens))
         )
 
     def changes(self, other: CorpusRecord) -> list[str]:
         """What differs in `other`, a phrase each; empty if nothing does."""
-        facts = [(key, getattr(self, key), getattr(other, key)) for key in ("tokens", "documents", "tokenizer")]
+        keys = ("tokens", "documents", "tokenizer", "redraw")
+        facts = [(key, getattr(self, key), getattr(other, key)) for key in keys]
         phrases = [f"{key} {before} before, {now} now" for key, before, now in facts if before != now]
         if self.shards != other.shards:
             phrases.append(_shard_change(self.shards, other.shards))
@@ -389,4 +392,6 @@ def _settings(stored: Mapping[str, Any]) -> Settings:
 
 
 def _record(stored: Mapping[str, Any]) -> CorpusRecord:
-    return CorpusRecord(stored["tokens"], stored["documents"], stored["tokenizer"], tuple(stored["shards"]))
+    return CorpusRecord(
+        stored["tokens"], stored["documents"], stored["tokenizer"], tuple(stored["shards"]), stored["redraw"]
+    )

@@ -21,6 +21,7 @@ same text, and begins an epoch. So does text that itself has changed, if a user 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -90,9 +91,9 @@ class OneByOne:
         """Nothing to fetch."""
 
 
-def record_of(source: TokenSource) -> CorpusRecord:
+def record_of(source: TokenSource, redraw: str = "per_epoch") -> CorpusRecord:
     """Return what identifies a corpus, for the history of a run."""
-    return CorpusRecord(source.num_tokens, source.num_documents, source.fingerprint, source.shard_digests)
+    return CorpusRecord(source.num_tokens, source.num_documents, source.fingerprint, source.shard_digests, redraw)
 
 
 class Location(NamedTuple):
@@ -175,6 +176,7 @@ class Cut:
         num_rows: rows of the whole text.
         sequence_length: predicted tokens of a row.
         key: of the orders.
+        redraw: whether each epoch has an order of its own.
         before: where rows were only added: the cut whose last epoch goes on in the first one of this.
         num_carried: rows of that epoch that are still to come.
     """
@@ -184,6 +186,7 @@ class Cut:
     num_rows: int
     sequence_length: int
     key: tuple[int, ...]
+    redraw: bool = True
     before: Cut | None = None
     num_carried: int = 0
 
@@ -221,8 +224,9 @@ def _locate(cuts: Sequence[Cut], which: Int64s, ordinals: Int64s) -> tuple[Int64
 
 @lru_cache(maxsize=1024)
 def _order(cut: Cut, epoch: int) -> KeyedPermutation:
-    num_rows = cut.first_epoch_rows if epoch == cut.first_epoch else cut.num_rows
-    return KeyedPermutation(num_rows, (*cut.key, epoch))
+    if epoch == cut.first_epoch and cut.before is not None:
+        return KeyedPermutation(cut.first_epoch_rows, (*cut.key, epoch))
+    return KeyedPermutation(cut.num_rows, (*cut.key, epoch if cut.redraw else 0))
 
 
 class Stream:
@@ -344,6 +348,17 @@ class Stream:
         )
 
 
+def exhausted_at(stream: Stream, name: str, max_epochs: float, num_steps: int) -> int | None:
+    """The first of a run's steps that would read a domain more than `max_epochs` times; None if none does."""
+    cuts = stream.cuts[stream.names.index(name)]
+
+    def epochs(step: int) -> float:
+        return _epochs_read(cuts, stream.history.num_samples_of(name, step + 1))
+
+    step = bisect_right(range(num_steps), max_epochs, key=epochs)
+    return step if step < num_steps else None
+
+
 def _cuts(history: History, name: str) -> list[Cut]:
     """How the text of a domain is cut over a run, ascending by ordinal; a cut that nothing is read of is left out."""
     generations = [generation for generation in history.corpora if generation.domain == name]
@@ -368,7 +383,8 @@ def _cuts(history: History, name: str) -> list[Cut]:
         while cuts and cuts[-1].first_ordinal == ordinal:
             cuts.pop()
             texts.pop()
-        cut = Cut(ordinal, 0, num_rows, length, (history.seed, stable_hash("order", name)))
+        key = (history.seed, stable_hash("order", name))
+        cut = Cut(ordinal, 0, num_rows, length, key, text.redraw == "per_epoch")
         if cuts:
             last, (last_text, last_length) = cuts[-1], texts[-1]
             cut = replace(cut, first_epoch=int(_locate([last], np.array([0]), np.array([ordinal - 1]))[0][0]) + 1)

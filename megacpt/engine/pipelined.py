@@ -153,6 +153,7 @@ class PipelinedEngine:
         self.objective = objective
         self.num_losses = settings.num_micro_batches * grid.data
         self.data_degree = grid.data
+        self._shape: torch.Size | None = None
         self.module = StagedModule(
             layer_specs(factory, teacher, recompute=settings.activation_checkpointing),
             grid,
@@ -213,6 +214,8 @@ class PipelinedEngine:
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable = is_finite
     ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
+        self._expect_micro_batches(micro_batches)
+        self._expect_shape(micro_batches[0].input_ids.shape)
         if self.head_gradient is not None:
             self.head_gradient.begin_step()
         self._loss = None
@@ -228,7 +231,22 @@ class PipelinedEngine:
             domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in values],
         )
 
+    def _expect_micro_batches(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Let DeepSpeed expect as many micro-batches as there are in this step."""
+        num_losses = len(micro_batches) * self.data_degree
+        if num_losses != self.num_losses:
+            self.engine.set_train_batch_size(num_losses * self.engine.train_micro_batch_size_per_gpu())
+            self.num_losses = num_losses
+            self.objective.loss_factor = float(len(micro_batches))
+
+    def _expect_shape(self, shape: torch.Size) -> None:
+        """The stages' receive buffers have the shape of the first rows that they saw."""
+        if shape != self._shape:
+            self.engine.reset_activation_shape()
+            self._shape = shape
+
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
+        self._expect_shape(micro_batches[0].input_ids.shape)
         with self.objective.evaluation():
             mean = self.engine.eval_batch(_as_deepspeed(micro_batches), num_micro_batches=len(micro_batches))
         return float(mean) * len(micro_batches) * self.data_degree

@@ -159,6 +159,10 @@ class ShardedEngine:
     ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
         self.engine.train()
+        if len(micro_batches) * self.grid.data != self.num_losses:
+            self.num_losses = len(micro_batches) * self.grid.data
+            self.objective.loss_factor = float(len(micro_batches))
+            self.engine.set_train_batch_size(self.num_losses * self.engine.train_micro_batch_size_per_gpu())
         self._losses, self._domain_sums = [], []
         self.judge.begin_step(acceptable)
         for batch in micro_batches:

@@ -41,6 +41,7 @@ class StepRecord:
         learning_rate: the rate that this step used.
         tokens_per_second: of the whole run, all devices together.
         domains: the domains that had tokens in this step.
+        data_wait_seconds: how long rank 0 waited for the step's rows; more than a few milliseconds is a slow disk.
         mfu: fraction of the devices' peak FLOP/s; None where that peak is not known.
         skipped: True where the update was not applied, else None.
         mixture: domain -> the share of the tokens that holds from this step on; None where it goes on as before.
@@ -53,6 +54,7 @@ class StepRecord:
     learning_rate: float
     tokens_per_second: float
     domains: Mapping[str, DomainLoss]
+    data_wait_seconds: float | None = None
     mfu: float | None = None
     skipped: bool | None = None
     mixture: Mapping[str, float] | None = None

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from megacpt.recipe.importance import objective
 from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory, num_checkpoints
-from megacpt.recipe.resolve import Resolved
+from megacpt.recipe.resolve import Resolved, ResolvedStage
 from megacpt.recipe.shares import token_shares
 from megacpt.units import format_seconds
 
@@ -150,13 +151,21 @@ def _domains(resolved: Resolved) -> Iterator[Row]:
             yield name, domain.role, "-", "-", "-", "-", held_out
             continue
         share, mass = shares[name], weighting.masses[name]
-        tokens = _rounded(share * resolved.total_tokens)
+        tokens = _rounded(_domain_tokens(resolved, name))
         yield name, domain.role, f"{share:.1%}", f"{mass:.1%}", tokens, f"{domain.max_epochs:g} epochs", held_out
     for warning in weighting.warnings():
         yield "warning", warning
     if recipe.mixture.controller != "static":
         every, floor = _count(resolved.mixture_every_steps, "step"), recipe.mixture.floor
         yield "mixture", f"{recipe.mixture.controller} decides every {every}, no share below {floor:g}"
+
+
+def _domain_tokens(resolved: Resolved, name: str) -> float:
+    """The tokens that the stages' weights give a domain."""
+    stages, tokens = resolved.stages, 0.0
+    for stage, end in zip(stages, [*(s.from_tokens for s in stages[1:]), resolved.total_tokens], strict=True):
+        tokens += stage.weights.get(name, 0) / sum(stage.weights.values()) * (end - stage.from_tokens)
+    return tokens
 
 
 def _steps(resolved: Resolved) -> Iterator[Row]:
@@ -166,6 +175,8 @@ def _steps(resolved: Resolved) -> Iterator[Row]:
     yield "batch", f"{rows}: {_count(resolved.data, 'replica')} x {batches}"
     if recipe.batch.global_tokens not in (None, resolved.tokens_per_step):
         yield "", f"asked for {recipe.batch.global_tokens:,} tokens; this is the nearest that the replicas can split"
+    for before, stage in pairwise(resolved.stages):
+        yield f"from {_rounded(stage.from_tokens)}", _stage_change(before, stage)
     yield "run", f"{resolved.num_steps:,} steps, {resolved.total_tokens:,} tokens"
     if resolved.last_step < resolved.num_steps:
         yield "", f"stops after step {resolved.last_step:,}; schedules go on as if it did not"
@@ -180,6 +191,16 @@ def _steps(resolved: Resolved) -> Iterator[Row]:
     if checkpoint.keep_every_tokens:
         kept.append(f"one every {_rounded(checkpoint.keep_every_tokens)} tokens")
     yield "checkpoint", f"{occasions}; kept: {', '.join(kept)}"
+
+
+def _stage_change(before: ResolvedStage, stage: ResolvedStage) -> str:
+    changes = []
+    if stage.weights != before.weights:
+        total = sum(stage.weights.values())
+        changes.append(", ".join(f"{name} {weight / total:.1%}" for name, weight in stage.weights.items() if weight))
+    if (stage.global_rows, stage.sequence_length) != (before.global_rows, before.sequence_length):
+        changes.append(f"{_count(stage.global_rows, 'row')} x {stage.sequence_length:,}")
+    return "; ".join(changes) or "as before"
 
 
 def _occasions(at_start: bool, every_steps: int | None, at_end: bool) -> str:

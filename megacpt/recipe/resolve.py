@@ -6,6 +6,7 @@ Pure arithmetic. A combination that does not fit is refused with the nearest one
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megacpt.errors import LaunchError, RecipeError
@@ -13,6 +14,7 @@ from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.model_config import find_architecture
 from megacpt.recipe.rules import check_model, refuse
 from megacpt.recipe.schema import Recipe
+from megacpt.recipe.shares import token_shares
 from megacpt.units import Duration
 
 ROUNDING_TOLERANCE = 0.05
@@ -40,6 +42,23 @@ class ResolvedRate:
 
 
 @dataclass(frozen=True)
+class ResolvedStage:
+    """What is in force from some token of the run on.
+
+    Attributes:
+        from_tokens: it begins with the first step that begins there or later.
+        weights: domain -> weight.
+        sequence_length: predicted tokens of a row.
+        global_rows: rows of a step over all ranks.
+    """
+
+    from_tokens: int
+    weights: dict[str, float]
+    sequence_length: int
+    global_rows: int
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A recipe on a number of processes.
 
@@ -50,6 +69,7 @@ class Resolved:
         pipeline: stages.
         tensor: ranks that share a layer.
         data: replicas.
+        stages: what is in force along the run, the first from token 0; the attributes below are those of the first.
         global_rows: rows of one step over all ranks.
         micro_rows: rows of one micro-batch of one rank.
         num_micro_batches: micro-batches of one step on each rank.
@@ -70,6 +90,7 @@ class Resolved:
     pipeline: int
     tensor: int
     data: int
+    stages: tuple[ResolvedStage, ...]
     global_rows: int
     micro_rows: int
     num_micro_batches: int
@@ -86,7 +107,7 @@ class Resolved:
     @property
     def total_tokens(self) -> int:
         """The tokens of all steps of the schedule: training.tokens rounded up to whole steps."""
-        return self.num_steps * self.tokens_per_step
+        return self.lr.total_tokens
 
 
 def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None = None) -> Resolved:
@@ -106,12 +127,12 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     if architecture is not None:
         refuse(check_model(recipe, architecture))
     data = _data_degree(recipe, world_size)
-    rows = _global_rows(recipe, data)
-    sequence_length = recipe.data.sequence_length
+    stages = _stages(recipe, data)
+    rows, sequence_length = stages[0].global_rows, stages[0].sequence_length
     tokens_per_step = rows * sequence_length
-    num_steps = math.ceil(recipe.training.tokens / tokens_per_step)
+    num_steps, total_tokens = _length(stages, recipe.training.tokens)
 
-    rate = resolve_rate(recipe, num_steps * tokens_per_step)
+    rate = resolve_rate(recipe, total_tokens)
 
     def steps(stretch: Duration) -> int:
         return max(1, round(stretch.of(recipe.training.tokens) / tokens_per_step))
@@ -123,6 +144,7 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
         pipeline=recipe.parallel.pipeline,
         tensor=recipe.parallel.tensor,
         data=data,
+        stages=stages,
         global_rows=rows,
         micro_rows=recipe.batch.micro_rows,
         num_micro_batches=rows // (data * recipe.batch.micro_rows),
@@ -178,34 +200,66 @@ def _other_layouts(recipe: Recipe, world_size: int) -> str:
     return ", or use " + ", ".join(f"pipeline {p} tensor {t} data {d}" for p, t, d in largest) if largest else ""
 
 
-def _global_rows(recipe: Recipe, data: int) -> int:
+def _stages(recipe: Recipe, data: int) -> tuple[ResolvedStage, ...]:
+    """The recipe's stages, each with everything that is in force in it."""
+    length, rows, tokens = recipe.data.sequence_length, recipe.batch.global_rows, recipe.batch.global_tokens
+    resolved = [
+        ResolvedStage(0, token_shares(recipe), length, _global_rows(recipe, "batch", rows, tokens, length, data))
+    ]
+    for number, stage in enumerate(recipe.data.stages):
+        length = stage.sequence_length or length
+        if stage.global_rows or stage.global_tokens:
+            rows, tokens = stage.global_rows, stage.global_tokens
+        resolved.append(
+            ResolvedStage(
+                stage.at.of(recipe.training.tokens),
+                resolved[-1].weights if stage.weights is None else stage.weights,
+                length,
+                _global_rows(recipe, f"data.stages.{number}", rows, tokens, length, data),
+            )
+        )
+    return tuple(resolved)
+
+
+def _length(stages: Sequence[ResolvedStage], tokens: int) -> tuple[int, int]:
+    """Steps until `tokens` tokens are trained on, and the tokens of all of them."""
+    num_steps = done = 0
+    ends = [*(stage.from_tokens for stage in stages[1:]), tokens]
+    for stage, end in zip(stages, ends, strict=True):
+        tokens_per_step = stage.global_rows * stage.sequence_length
+        steps = max(0, math.ceil((end - done) / tokens_per_step))
+        num_steps, done = num_steps + steps, done + steps * tokens_per_step
+    return num_steps, done
+
+
+def _global_rows(
+    recipe: Recipe, section: str, global_rows: int | None, global_tokens: int | None, length: int, data: int
+) -> int:
     """The rows of a step: a multiple of what all ranks take at a time."""
-    batch = recipe.batch
-    together = data * batch.micro_rows
-    splits = f"data {data} x micro_rows {batch.micro_rows} = {together}"
-    if batch.global_rows is not None:
-        if batch.global_rows % together:
-            below = batch.global_rows - batch.global_rows % together
-            fitting = [n for n in range(1, batch.global_rows + 1) if batch.global_rows % (data * n) == 0]
+    together = data * recipe.batch.micro_rows
+    splits = f"data {data} x micro_rows {recipe.batch.micro_rows} = {together}"
+    if global_rows is not None:
+        if global_rows % together:
+            below = global_rows - global_rows % together
+            fitting = [n for n in range(1, global_rows + 1) if global_rows % (data * n) == 0]
             nearest = " or ".join(str(rows) for rows in (below, below + together) if rows)
             also = f", or a micro_rows among {', '.join(map(str, fitting[:6]))}" if fitting else ""
             raise RecipeError(
                 "the ranks cannot split the global batch evenly",
-                where=recipe.where("batch.global_rows"),
-                found=f"{batch.global_rows} rows over {splits}",
+                where=recipe.where(f"{section}.global_rows"),
+                found=f"{global_rows} rows over {splits}",
                 expected=f"a multiple of {together}",
                 hint=f"Nearest: {nearest}{also}.",
             )
-        return batch.global_rows
-    assert batch.global_tokens is not None
-    length = recipe.data.sequence_length
-    rows = max(1, round(batch.global_tokens / (length * together))) * together
-    if abs(rows * length / batch.global_tokens - 1) > ROUNDING_TOLERANCE:
-        below = max(batch.global_tokens // (length * together), 1) * together
+        return global_rows
+    assert global_tokens is not None
+    rows = max(1, round(global_tokens / (length * together))) * together
+    if abs(rows * length / global_tokens - 1) > ROUNDING_TOLERANCE:
+        below = max(global_tokens // (length * together), 1) * together
         raise RecipeError(
             "the global batch is far from any number of rows that the ranks can split",
-            where=recipe.where("batch.global_tokens"),
-            found=f"{batch.global_tokens:,} tokens, {batch.global_tokens / length:.1f} rows, over {splits}",
+            where=recipe.where(f"{section}.global_tokens"),
+            found=f"{global_tokens:,} tokens, {global_tokens / length:.1f} rows, over {splits}",
             hint=f"Nearest: {below * length} or {(below + together) * length} tokens.",
         )
     return rows

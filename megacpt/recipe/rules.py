@@ -308,6 +308,45 @@ def a_teacher_teaches_something(recipe: Recipe) -> Violations:
         )
 
 
+def stages_follow_each_other(recipe: Recipe) -> Violations:
+    """Stages begin inside the run, each after the one before, and state one batch size at most."""
+    before = 0
+    for number, stage in enumerate(recipe.data.stages):
+        key, begin = f"data.stages.{number}", stage.at.of(recipe.training.tokens)
+        if not before < begin < recipe.training.tokens:
+            yield RecipeError(
+                "a stage begins inside the run, after the stage before it",
+                where=recipe.where(f"{key}.at"),
+                found=f"token {begin:,}",
+                expected=f"more than {before:,} and less than training.tokens, {recipe.training.tokens:,}",
+            )
+        before = begin
+        if stage.global_rows is not None and stage.global_tokens is not None:
+            yield RecipeError(
+                "a stage states its global batch in rows or in tokens", where=recipe.where(key), found="both"
+            )
+
+
+def stages_weigh_trained_domains(recipe: Recipe) -> Violations:
+    """The weights of a stage are of domains that are trained on, and something is learnt from them."""
+    domains = recipe.data.domains
+    for number, stage in enumerate(recipe.data.stages):
+        if stage.weights is None:
+            continue
+        where = recipe.where(f"data.stages.{number}.weights")
+        trained = [name for name, domain in domains.items() if domain.role != "anchor"]
+        if unknown := [name for name in stage.weights if name not in trained]:
+            yield RecipeError(
+                "a stage weighs a domain that is not trained on",
+                where=where,
+                found=", ".join(unknown),
+                expected=f"names among {', '.join(trained)}",
+                hint="A domain that joins later has weight 0 in data.domains.",
+            )
+        elif not any(stage.weights.values()):
+            yield RecipeError("nothing would be learnt in this stage", where=where, expected="a weight above 0")
+
+
 def pipeline_limits_zero(recipe: Recipe) -> Violations:
     """A pipeline needs whole gradients until its last micro-batch: ZeRO 2 and 3 are impossible with one."""
     parallel = recipe.parallel
@@ -334,8 +373,8 @@ def bf16_needs_zero_1(recipe: Recipe) -> Violations:
 
 
 def sequence_parallel_splits(recipe: Recipe) -> Violations:
-    """Sequence parallelism needs tensor parallelism, and a sequence that it divides."""
-    parallel, length = recipe.parallel, recipe.data.sequence_length
+    """Sequence parallelism needs tensor parallelism, and sequences that it divides."""
+    parallel = recipe.parallel
     if not parallel.sequence_parallel:
         return
     if parallel.tensor == 1:
@@ -346,14 +385,24 @@ def sequence_parallel_splits(recipe: Recipe) -> Violations:
             expected="tensor > 1",
             hint="Leave sequence_parallel off.",
         )
-    elif length % parallel.tensor:
-        nearest = length - length % parallel.tensor
-        yield RecipeError(
-            "sequence parallelism needs a sequence that tensor parallelism divides",
-            where=recipe.where("data.sequence_length"),
-            found=f"{length} over tensor {parallel.tensor}",
-            expected=f"{nearest} or {nearest + parallel.tensor}",
-        )
+        return
+    for key, length in _sequence_lengths(recipe):
+        if length % parallel.tensor:
+            nearest = length - length % parallel.tensor
+            yield RecipeError(
+                "sequence parallelism needs a sequence that tensor parallelism divides",
+                where=recipe.where(key),
+                found=f"{length} over tensor {parallel.tensor}",
+                expected=f"{nearest} or {nearest + parallel.tensor}",
+            )
+
+
+def _sequence_lengths(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """(key, value) of every sequence length that is stated."""
+    yield "data.sequence_length", recipe.data.sequence_length
+    for number, stage in enumerate(recipe.data.stages):
+        if stage.sequence_length is not None:
+            yield f"data.stages.{number}.sequence_length", stage.sequence_length
 
 
 def partition_has_all_stages(recipe: Recipe) -> Violations:
@@ -476,13 +525,14 @@ def every_stage_has_a_layer(recipe: Recipe, architecture: Architecture) -> Viola
 def sequence_fits_the_positions(recipe: Recipe, architecture: Architecture) -> Violations:
     """No row is longer than the positions that the model was made for."""
     longest = architecture.max_positions
-    if longest is not None and recipe.data.sequence_length > longest:
-        yield RecipeError(
-            "rows are longer than the model's positions",
-            where=recipe.where("data.sequence_length"),
-            found=recipe.data.sequence_length,
-            expected=f"at most {longest}, the config's max_position_embeddings",
-        )
+    for key, length in _sequence_lengths(recipe):
+        if longest is not None and length > longest:
+            yield RecipeError(
+                "rows are longer than the model's positions",
+                where=recipe.where(key),
+                found=length,
+                expected=f"at most {longest}, the config's max_position_embeddings",
+            )
 
 
 RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
@@ -498,6 +548,8 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     mixture_keys_are_used,
     controllers_see_what_they_mix,
     a_teacher_teaches_something,
+    stages_follow_each_other,
+    stages_weigh_trained_domains,
     pipeline_limits_zero,
     bf16_needs_zero_1,
     sequence_parallel_splits,

@@ -128,8 +128,35 @@ class DomainSection(Section):
     first: at equal targets, sampling has the lower gradient variance."""
 
     max_epochs: Annotated[float, Field(gt=0)] = 4.0
-    """The run is refused if it would read this domain more often. Up to 4 epochs, repeated tokens are worth about as
-    much as fresh ones (Muennighoff et al. 2023, arXiv:2305.16264)."""
+    """How often the run should read this domain at most. Up to 4 epochs, repeated tokens are worth about as much as
+    fresh ones; beyond 16 they are worth next to nothing (Muennighoff et al. 2023, arXiv:2305.16264). So a run that
+    reads more warns, and one that reads more than 16 times is refused unless this says that it may."""
+
+    when_exhausted: Literal["repeat", "renormalise", "stop"] = "repeat"
+    """What follows when the domain has been read `max_epochs` times. repeat: it is read on. renormalise: it leaves the
+    mixture, and the others share its tokens. stop: the run ends there; its schedules go on as if it did not."""
+
+    redraw: Literal["per_epoch", "fixed"] = "per_epoch"
+    """per_epoch: each epoch has an order of its own. fixed: all have that of the first."""
+
+
+class StageSection(Section):
+    """A change of the token stream on the way. What it does not state stays as it was."""
+
+    at: Stretch
+    """From the first step on that begins after so many tokens ("15B") or such a part of the run ("80%")."""
+
+    weights: Annotated[dict[DomainName, Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = None
+    """The weights of all domains from there on; a domain that is not named is not read."""
+
+    sequence_length: SequenceLength | None = None
+    """Predicted tokens per row from there on. Each domain begins an epoch, in rows of that length."""
+
+    global_rows: Count | None = None
+    """Rows per step from there on. Set at most one of this and `global_tokens`."""
+
+    global_tokens: Tokens | None = None
+    """Tokens per step from there on."""
 
 
 class DataSection(Section):
@@ -141,6 +168,9 @@ class DataSection(Section):
     document_mask: bool = True
     """Attention, positions and labels stop at document borders, as in Llama 3's pre-training (arXiv:2407.21783, section
     3.2). Off: documents packed into one row see each other, as in GPT-3's (arXiv:2005.14165)."""
+
+    stages: Annotated[tuple[StageSection, ...], Field(strict=False)] = ()
+    """What changes on the way, in the order of their `at`."""
 
     domains: Annotated[dict[DomainName, DomainSection], Field(min_length=1)]
     """The domains by name; names are letters, digits, - and _, and appear in every log and table."""

@@ -113,6 +113,7 @@ class Trainer:
             learning_rate=rate,
             tokens_per_second=tokens_per_second,
             domains=domains,
+            data_wait_seconds=round(self.loader.last_wait_seconds, 6),
             mfu=self.utilisation(tokens_per_second),
             skipped=result.skipped or None,
             mixture=self.loader.new_shares(step),

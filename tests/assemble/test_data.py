@@ -10,6 +10,7 @@ import torch
 
 from megacpt.assemble import data
 from megacpt.data.corpus import Corpus, open_corpus
+from megacpt.data.history import Settings
 from megacpt.data.manifest import TokenizerRecord
 from megacpt.data.stream import Stream
 from megacpt.errors import DataError
@@ -151,13 +152,36 @@ def test_the_stream_mixes_the_weighted_domains(tmp_path: Path) -> None:
     assert described["web"].startswith("25.0% of the tokens: 256 ")
 
 
-def test_too_many_epochs_are_refused(tmp_path: Path) -> None:
-    run = resolved(tmp_path, "data.domains.law.max_epochs=12", "data.domains.web.max_epochs=5")
-    # 600 rows of a corpus of 49
-    with pytest.raises(DataError, match=r"law\.max_epochs: the run would read domain 'law' 12\.2 times .*at most 12"):
-        data.refuse_excess_epochs(run.recipe, rows(run), run.num_steps)
-    run = resolved(tmp_path, "data.domains.law.max_epochs=13", "data.domains.web.max_epochs=5")
-    data.refuse_excess_epochs(run.recipe, rows(run), run.num_steps)
+def test_many_epochs_are_warned_of_and_hopelessly_many_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = resolved(tmp_path, "data.domains.web.max_epochs=5")  # 600 rows of law, of a corpus of 49; 200 of web
+    data.check_epochs(run.recipe, rows(run), run.num_steps)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "domain law is read 12.2 times, more than its max_epochs 4: 8,816 of its 9,600 tokens are repeated" in said
+
+    run = resolved(tmp_path, "training.tokens=25600")
+    with pytest.raises(DataError, match=r"law\.max_epochs: the run would read domain 'law' 24\.5 times .*at most 16"):
+        data.check_epochs(run.recipe, rows(run), run.num_steps)
+    run = resolved(tmp_path, "training.tokens=25600", "data.domains.law.max_epochs=25", "data.domains.web.max_epochs=9")
+    data.check_epochs(run.recipe, rows(run), run.num_steps)
+
+
+def test_an_exhausted_domain_leaves_or_ends_the_run(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "data.domains.law={max_epochs: 2, when_exhausted: stop}")
+    stopped, same = data.bounded(run, rows(run))
+    assert stopped.last_step == 16 and same.report(16)[0].epochs <= 2 < same.report(17)[0].epochs
+
+    run = resolved(tmp_path, "data.domains.law={max_epochs: 2, when_exhausted: renormalise}")
+    whole, left = data.bounded(run, rows(run))
+    assert whole.last_step == run.last_step
+    assert left.history.settings(15) == run_settings(run) and [*left.history.settings(16).weights] == ["web"]
+    assert left.report(run.last_step)[0].epochs <= 2
+    assert data.bounded(whole, left) == (whole, left), "a resume changes nothing more"
+
+
+def run_settings(run: Resolved) -> Settings:
+    return data.plan(run)[0].settings
 
 
 def test_ranks_share_the_global_batch(tmp_path: Path) -> None:

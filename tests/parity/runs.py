@@ -114,7 +114,7 @@ def metrics_of(recipe: Path, name: str = "small") -> list[dict[str, Any]]:
     lines = (recipe.parent / "runs" / name / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     for record in records:
-        del record["tokens_per_second"]
+        del record["tokens_per_second"], record["data_wait_seconds"]
     return records
 
 

@@ -92,6 +92,20 @@ def test_a_batch_in_tokens_is_rounded_to_rows_that_can_be_split(write: Write) ->
     assert abs(resolved.tokens_per_step - 1_000_000) <= 16 * 64 / 2
 
 
+def test_stages_inherit_what_they_do_not_state(write: Write) -> None:
+    stages = "[{at: 10%, weights: {web: 1}}, {at: 50%, sequence_length: 128}, {at: 900K, global_rows: 8}]"
+    batch = "batch={global_rows: null, global_tokens: 1024}"
+    resolved = resolve(load_recipe(write(), [f"data.stages={stages}", batch]), world_size=2)
+    weights = [{"law": 0.75, "web": 0.25}, {"web": 1}, {"web": 1}, {"web": 1}]
+    assert [(s.from_tokens, s.weights, s.sequence_length, s.global_rows) for s in resolved.stages] == [
+        (from_tokens, weights[number], length, rows)
+        for number, (from_tokens, length, rows) in enumerate(
+            [(0, 64, 16), (100_000, 64, 16), (500_000, 128, 8), (900_000, 128, 8)]
+        )
+    ]
+    assert (resolved.num_steps, resolved.total_tokens) == (977, 977 * 1024)
+
+
 def test_occasions_in_steps(write: Write) -> None:
     overrides = ["evaluation.every=10%", "checkpoint.every=1", "training.stop_at_step=5"]
     resolved = resolve(load_recipe(write(), overrides), world_size=1)

@@ -114,6 +114,18 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
             "loss.distillation: a teacher teaches on domains of role new",
         ),
     ],
+    rules.stages_follow_each_other: [
+        (["data.stages=[{at: 2M}]"], "data.stages.0.at: a stage begins inside the run"),
+        (["data.stages=[{at: 50%}, {at: 500K}]"], "(found token 500,000, expected more than 500,000 and less than"),
+        (
+            ["data.stages=[{at: 50%, global_rows: 8, global_tokens: 1K}]"],
+            "a stage states its global batch in rows or in",
+        ),
+    ],
+    rules.stages_weigh_trained_domains: [
+        (["data.stages=[{at: 50%, weights: {law: 1, war: 1}}]"], "a domain that is not trained on (found war"),
+        (["data.stages=[{at: 50%, weights: {law: 0}}]"], "nothing would be learnt in this stage"),
+    ],
     rules.pipeline_limits_zero: [
         (["parallel={pipeline: 2, zero_stage: 2}"], "parallel.zero_stage: ZeRO 2 and 3 are incompatible with pipeline"),
         (["parallel={pipeline: 2, zero_stage: 3}"], "Use zero_stage: 1 (and more pipeline or tensor"),

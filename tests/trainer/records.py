@@ -47,6 +47,8 @@ class NotingLoader:
         ),
     )
 
+    last_wait_seconds = 0.25
+
     def step(self, step: int) -> list[float]:
         return [float(step)]
 
