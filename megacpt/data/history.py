@@ -232,6 +232,27 @@ class History:
         for start, stop in zip(starts, [*starts[1:], num_steps], strict=True):
             yield Stretch(start, stop - start, self.first_sample(start), self.settings(start))
 
+    def step_of(self, sample: int) -> int | None:
+        """The step that reads a sample; None for one that a jump passes over."""
+        for stretch in self.stretches(MAX_SAMPLES):
+            step, _ = divmod(sample - stretch.first_sample, stretch.settings.global_rows)
+            if 0 <= step < stretch.num_steps:
+                return stretch.from_step + step
+        return None
+
+    def parting(self, other: History) -> int | None:
+        """The first step before which something happened to one of two histories and not to the other.
+
+        Up to there they read the same rows. None: nothing ever did, in the past or in the plan of either.
+        """
+        if self.seed != other.seed:
+            return 0
+        first: list[int] = []
+        for mine, theirs in ((self.segments, other.segments), (self.corpora, other.corpora), (self.jumps, other.jumps)):
+            only = [event for event in mine if event not in theirs] + [event for event in theirs if event not in mine]
+            first += [event.at_step if isinstance(event, Jump) else event.from_step for event in only]
+        return min(first, default=None)
+
     @property
     def domains(self) -> tuple[str, ...]:
         """Every domain of the history, in the order of first appearance: nothing that happens later renumbers them."""

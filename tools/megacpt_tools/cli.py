@@ -23,6 +23,7 @@ COMMANDS = {
     "watch": ("megacpt_tools.watch", "show a run in the terminal as it goes on"),
     "merge": ("megacpt_tools.merge", "add instruction tuning to a trained base, interpolate or average models"),
     "checkpoint": ("megacpt_tools.checkpoint", "list, verify, show and prune the checkpoints of a run"),
+    "stream": ("megacpt_tools.stream", "show which rows a run reads when, and where two runs part"),
     "export": ("megacpt_tools.export", "write a run or checkpoint as a Hugging Face folder"),
     "quickstart": ("megacpt_tools.quickstart", "train a small model on medical text, everything included"),
     "mixture": ("megacpt_tools.mixture", "learn from pilot runs how to mix: a skills graph, an agent"),
