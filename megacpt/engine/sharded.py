@@ -163,6 +163,7 @@ class ShardedEngine:
             self.num_losses = len(micro_batches) * self.grid.data
             self.objective.loss_factor = float(len(micro_batches))
             self.engine.set_train_batch_size(self.num_losses * self.engine.train_micro_batch_size_per_gpu())
+        self.engine.micro_steps = 0  # a step ends at a multiple of the micro-batches: of this step's, not of all before
         self._losses, self._domain_sums = [], []
         self.judge.begin_step(acceptable)
         for batch in micro_batches:
