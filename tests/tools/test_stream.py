@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt_tools.cli import main
+from tests.checkpoint.states import save_checkpoint
 
 TEXTS = {name: CorpusRecord(801, 9, shards=("one",)) for name in ("law", "web")}
 PLAN = [Stage(0, Settings({"law": 1, "web": 1}, 8, 4)), Stage(320, Settings({"law": 1}, 16, 4))]
 
 
 def checkpoint(run: Path, history: History, step: int = 30) -> str:
-    folder = run / "checkpoints" / f"step_{step:06}"
-    folder.mkdir(parents=True)
-    (folder / "state.json").write_text(json.dumps({"step": step, "data": history.to_json()}))
+    save_checkpoint(run, step=step, data=history.to_json())
     return str(run)
 
 
