@@ -5,6 +5,7 @@
 #   make test-faults                 kills, full disks, damaged files, bad numbers: the long form
 #   make check                       linters, types, import floors
 #   make bench                       benchmarks
+#   make bench-data                  those of building shards, against other builders where they are installed
 #   make debug                       train a tiny random model on two CPU processes, in seconds
 #
 #   VENV=path                        use this environment instead of .venv
@@ -26,10 +27,10 @@ CONSTRAINTS := requirements/constraints.txt
 STAMP := $(VENV)/.megacpt-$(shell { echo "$(CURDIR) $(TORCH)"; cat setup.py $(CONSTRAINTS); } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults check bench debug clean
+.PHONY: help setup quickstart test test-faults check bench bench-data debug clean
 
 help:
-	@sed -n 's/^#   \?//p' Makefile | head -n 15
+	@sed -n 's/^#   \?//p' Makefile | head -n 16
 
 setup: $(STAMP)
 
@@ -51,6 +52,11 @@ check: $(STAMP)
 bench: $(STAMP)
 	@megacpt quickstart --prepare-only
 	@set -e; for benchmark in benchmarks/*.py kernels/benchmarks/*.py; do echo "== $$benchmark"; python $$benchmark; done
+
+bench-data: $(STAMP)
+	@megacpt quickstart --prepare-only
+	@python benchmarks/shard_builder.py --megabytes 24 --rounds 3
+	@python benchmarks/shard_builder.py --megabytes 24 --rounds 3 --tokenizer llama3
 
 debug: $(STAMP)
 	@rm -rf runs/debug-tiny

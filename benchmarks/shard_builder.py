@@ -10,9 +10,9 @@
 
 The text is the quickstart's and source files of installed packages. Each contender runs in a process of its own, in
 turns; one that is not installed is passed over. Opening the tokenizer (and for megacpt finding the fastest exact
-engine) happens once a build and is reported apart. Rates are tokens per second of CPU time, of the process and its
-children, which a busy machine distorts less than time on the wall; memory is the highest resident size. All must agree
-in the number of tokens.
+engine) happens once a build and is reported apart; imports are not counted. Rates are tokens per second of CPU time, of
+the process and its children, which a busy machine distorts less than time on the wall; memory is the highest resident
+size. All must agree in the number of tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -48,7 +47,7 @@ def cpu_seconds() -> float:
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
     from megacpt_tools.builder import SMALL_BYTES, BuildOptions, _sampled_texts, build_shards
     from megacpt_tools.byte_pairs import fastest
     from megacpt_tools.inputs import find_inputs
@@ -59,11 +58,12 @@ def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, in
     if text.stat().st_size >= SMALL_BYTES:
         fastest(opened, _sampled_texts(find_inputs([text]), BuildOptions()))
     setup_seconds = cpu_seconds() - start
-    manifest = build_shards([text], tokenizer, out, eos_token=eos, add_bos=False)["train"]
-    return 2 * setup_seconds, manifest.tokens
+    start = cpu_seconds()
+    manifest = build_shards([text], tokenizer, out, eos_token=eos, add_bos=False)["train"]  # sets up once more
+    return setup_seconds, cpu_seconds() - start - setup_seconds, manifest.tokens
 
 
-def megatron_core(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+def megatron_core(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
@@ -73,6 +73,7 @@ def megatron_core(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[flo
     encoder = AutoTokenizer.from_pretrained(tokenizer)
     eos_id = encoder.convert_tokens_to_ids(eos)
     setup_seconds = cpu_seconds() - start
+    start = cpu_seconds()
     out.mkdir()
     builder = IndexedDatasetBuilder(str(out / "a.bin"), dtype=DType.optimal_dtype(len(encoder)))
     num_tokens = 0
@@ -82,10 +83,10 @@ def megatron_core(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[flo
             builder.add_document(torch.from_numpy(np.array(ids)), [len(ids)])
             num_tokens += len(ids)
     builder.finalize(str(out / "a.idx"))
-    return setup_seconds, num_tokens
+    return setup_seconds, cpu_seconds() - start, num_tokens
 
 
-def datatrove(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+def datatrove(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
 
@@ -93,13 +94,14 @@ def datatrove(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, 
     step = DocumentTokenizer(str(out), str(tokenizer / "tokenizer.json"), eos_token=eos, shuffle_documents=False)
     _ = step.tokenizer
     setup_seconds = cpu_seconds() - start
+    start = cpu_seconds()
     for _ in step.run(JsonlReader(str(text.parent), glob_pattern=text.name).run()) or ():
         pass
     token_size = 2 if step.tokenizer.get_vocab_size() < 2**16 else 4
-    return setup_seconds, sum(file.stat().st_size for file in out.rglob("*.ds")) // token_size
+    return setup_seconds, cpu_seconds() - start, sum(file.stat().st_size for file in out.rglob("*.ds")) // token_size
 
 
-def datasets(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, int]:
+def datasets(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
@@ -107,6 +109,7 @@ def datasets(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, i
     encoder = AutoTokenizer.from_pretrained(tokenizer)
     eos_id = encoder.convert_tokens_to_ids(eos)
     setup_seconds = cpu_seconds() - start
+    start = cpu_seconds()
     rows = load_dataset("json", data_files=str(text), split="train", cache_dir=str(out / "cache"))
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
@@ -115,10 +118,10 @@ def datasets(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, i
 
     joined = rows.map(encode, batched=True, remove_columns=rows.column_names)
     joined.save_to_disk(str(out / "rows"))
-    return setup_seconds, sum(map(len, joined.with_format("numpy")["input_ids"]))
+    return setup_seconds, cpu_seconds() - start, sum(map(len, joined.with_format("numpy")["input_ids"]))
 
 
-CONTENDERS: dict[str, Callable[[Path, Path, str, Path], tuple[float, int]]] = {
+CONTENDERS: dict[str, Callable[[Path, Path, str, Path], tuple[float, float, int]]] = {
     "megacpt": megacpt,
     "megatron-core": megatron_core,
     "datatrove": datatrove,
@@ -165,14 +168,11 @@ def tokenizers(name: str, folder: Path) -> tuple[Path, Path]:
 
 def run_one(name: str, text: Path, tokenizer: Path, eos: str, out: Path) -> dict[str, float]:
     """One contender in this process."""
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    setup_seconds, num_tokens = CONTENDERS[name](text, tokenizer, eos, out)
-    build_seconds = cpu_seconds() - cpu - setup_seconds
+    setup_seconds, build_seconds, num_tokens = CONTENDERS[name](text, tokenizer, eos, out)
     return {
         "tokens": num_tokens,
-        "setup_seconds": setup_seconds / (2 if name == "megacpt" else 1),
+        "setup_seconds": setup_seconds,
         "cpu_seconds": build_seconds,
-        "wall_seconds": time.perf_counter() - wall,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -227,7 +227,6 @@ def main() -> None:
         "million_tokens_per_cpu_second": {name: round(rate / 1e6, 3) for name, rate in rates.items()},
         "times_as_fast": {name: round(rates["megacpt"] / rate, 2) for name, rate in rates.items()},
         "setup_seconds": {name: round(median(name, "setup_seconds"), 2) for name in measured},
-        "wall_seconds": {name: round(median(name, "wall_seconds"), 2) for name in measured},
         "peak_mib": {name: round(median(name, "peak_mib")) for name in measured},
     }
     RESULTS.mkdir(exist_ok=True)

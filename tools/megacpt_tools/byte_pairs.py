@@ -26,6 +26,7 @@ import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -117,14 +118,13 @@ def fastest(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Tokenizer, Engi
     if fault := unproven(pairs, tokenizer.description):
         return tokenizer, EngineRecord(name=tokenizer.library, reason=fault)
     fast = BytePairTokenizer(tokenizer, pairs)
-    if not _agree(tokenizer, fast, list(_characters()))[0]:
+    if not _agree(tokenizer, fast, _characters())[0]:
         return tokenizer, EngineRecord(name=tokenizer.library, reason="tiktoken splits some characters differently")
-    texts = list(texts)
-    are_equal, num_tokens = _agree(tokenizer, fast, texts)
+    are_equal, num_texts, num_tokens = _agree(tokenizer, fast, texts)
     if not are_equal:
         reason = "tiktoken encodes documents of the input differently"
-        return tokenizer, EngineRecord(name=tokenizer.library, reason=reason, checked_documents=len(texts))
-    return fast, EngineRecord(name="tiktoken", checked_documents=len(texts), checked_tokens=num_tokens)
+        return tokenizer, EngineRecord(name=tokenizer.library, reason=reason, checked_documents=num_texts)
+    return fast, EngineRecord(name="tiktoken", checked_documents=num_texts, checked_tokens=num_tokens)
 
 
 def reopened(tokenizer: Tokenizer, engine: EngineRecord) -> Tokenizer:
@@ -251,6 +251,7 @@ def _led_by(byte: int) -> str:
     return f"\\U{first:08x}-\\U{last:08x}"
 
 
+@cache
 def _unassigned() -> str:
     """The ranges of characters that this Python's Unicode does not assign, as in a regular expression."""
     codes = np.array([code for code in range(0x80, 0x110000) if unicodedata.category(chr(code)) == "Cn"])
@@ -265,7 +266,13 @@ def _characters() -> Iterable[str]:
             yield "".join(f"a{chr(code)}1 {chr(code)}" for code in range(first, min(first + 4096, stop)))
 
 
-def _agree(one: Tokenizer, other: Tokenizer, texts: list[str]) -> tuple[bool, int]:
-    """Whether the two encode texts alike, and in how many tokens."""
-    (ids, lengths), (other_ids, other_lengths) = one.encode(texts), other.encode(texts)
-    return bool(np.array_equal(lengths, other_lengths) and np.array_equal(ids, other_ids)), int(ids.size)
+def _agree(one: Tokenizer, other: Tokenizer, texts: Iterable[str]) -> tuple[bool, int, int]:
+    """Whether the two encode texts alike, how many texts were compared, and in how many tokens."""
+    num_texts = num_tokens = 0
+    for text in texts:
+        ids = one.encode([text])[0]
+        if not np.array_equal(ids, other.encode([text])[0]):
+            return False, num_texts, num_tokens
+        num_texts += 1
+        num_tokens += ids.size
+    return True, num_texts, num_tokens
