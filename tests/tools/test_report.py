@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt_tools import cli
 from megacpt_tools.report import write
 from megacpt_tools.report.charts import DARK, LIGHT, thinned
@@ -103,6 +104,21 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     (run / "evaluations.jsonl").write_text(f"{lines[0]}\n{lines[1][:20]}")
     html, _ = render([RunRecords.read(run)])
     assert "gap: none" in html
+
+
+def test_stages_are_those_of_the_plan_in_the_checkpoint(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "staged")
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    checkpoints.begin(4)
+    plan = [{"from_tokens": 0, "weights": {"general": 1.0}}, {"from_tokens": 2000, "weights": {"medical": 1.0}}]
+    checkpoints.commit(4, {"state.json": {"step": 4, "tokens": 4000, "data": {"plan": plan}}}, {})
+    records = RunRecords.read(run)
+    html, specs = render([records])
+    assert records.matrix.learned_in == {"medical": 2, "general": 0, "code": 0}
+    assert records.matrix.losses == ((3.0, 2.0, 1.0), (2.9, 2.25, 1.0), (2.5, 2.0625, 1.0))
+    cells = Tables(html).cells
+    assert cells[cells.index("forward transfer") + 1] == "+0.100"
+    assert "stages" in specs
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

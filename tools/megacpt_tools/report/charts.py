@@ -57,7 +57,7 @@ MAX_POINTS = 200
 """A curve of more points is drawn by the means of as many stretches of equal length; a screen shows no more."""
 
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-_COMPACT = "replace(format(datum.value, '~s'), 'G', 'B')"
+_COMPACT = "upper(replace(format(datum.value, '~s'), 'G', 'B'))"
 _TOKENS = {
     "field": "tokens",
     "type": "quantitative",

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from megacpt.checkpoint.folder import CheckpointFolder, read_state
 from megacpt.continual.curves import Curve, held_out_curves
 from megacpt.continual.gap import StabilityGap, stability_gap
 from megacpt.continual.transfer import StageMatrix, forgetting
@@ -86,7 +87,7 @@ class RunRecords:
             evaluations=[EvaluationRecord.from_dict(line) for line in lines["evaluations"]],
             tasks=lines["tasks"],
             drift=lines["drift"],
-            stages=_stages(recipe),
+            stages=_stages(folder, recipe),
             flops_per_token=_flops_per_token(folder, recipe),
         )
 
@@ -157,8 +158,12 @@ class RunRecords:
         return "; ".join(phrases)
 
 
-def _stages(recipe: Mapping[str, Any]) -> tuple[RunStage, ...]:
-    """The plan's stages; without any, the whole run is one."""
+def _stages(folder: Path, recipe: Mapping[str, Any]) -> tuple[RunStage, ...]:
+    """The stages of the plan in the newest checkpoint; without one, the whole run is one stage."""
+    newest = CheckpointFolder(folder / "checkpoints").newest()
+    if newest is not None:
+        plan = read_state(newest)["data"]["plan"]
+        return tuple(RunStage(stage["from_tokens"], stage["weights"]) for stage in plan)
     weights = {name: domain.get("weight") or 0.0 for name, domain in recipe["data"]["domains"].items()}
     return (RunStage(0, weights),)
 
