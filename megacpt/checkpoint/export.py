@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from megacpt.checkpoint.folder import damage, find_checkpoint, read_state
 from megacpt.checkpoint.huggingface import INDEX, SINGLE
-from megacpt.checkpoint.state import MASTER, TENSORS, StoredState
+from megacpt.checkpoint.state import TENSORS, StoredState
 from megacpt.errors import CheckpointError
+from megacpt.parallel.fragments import MASTER
 
 MODEL_FILES = "model"
 """The run folder's copy of the config and tokenizer files."""

@@ -25,12 +25,11 @@ from safetensors.torch import save_file
 
 from megacpt.checkpoint.channel import Channel
 from megacpt.errors import CheckpointError
-from megacpt.parallel.fragments import Fragment, Held, digests, overlaps
+from megacpt.parallel.fragments import MASTER, Fragment, Held, digests, overlaps
 from megacpt.parallel.slices import Slice
 
 TENSORS = "tensors"
 ENGINE = "engine.json"
-MASTER = "master"
 
 
 class Snapshot:

@@ -8,14 +8,14 @@ uses out of the masters. Whatever reads or changes masters goes through here: ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
-from megacpt.parallel.fragments import Fragment, Held, StateSource, whole_shape
+from megacpt.parallel.fragments import MASTER, Fragment, Held, StateSource, whole_shape
 from megacpt.parallel.slices import Slice
 
 STEP = "step"
@@ -77,25 +77,24 @@ class MasterState(ABC):
     def values(self, place: Place) -> dict[str, torch.Tensor]:
         """Kind -> the place's elements: "master", and the optimizer's state once there is one."""
         state = self.torch_optimizer.state.get(place.owner, {})
-        tensors = {"master": place.owner} | {kind: value for kind, value in state.items() if kind != STEP}
+        tensors = {MASTER: place.owner} | {kind: value for kind, value in state.items() if kind != STEP}
         return {kind: tensor.detach().view(-1).narrow(0, place.offset, place.numel) for kind, tensor in tensors.items()}
 
-    def begin(self, num_updates: int, kinds: Iterable[str]) -> None:
+    def begin(self, num_updates: int, kinds: Collection[str]) -> None:
         """Have the state of an optimizer that has updated `num_updates` times, its values still to be filled in.
 
         Args:
-            num_updates: with 0, there is no state yet: torch's optimizer makes it.
-            kinds: what the state consists of, beside "master".
+            num_updates: of the optimizer.
+            kinds: what the state consists of; without any, torch's optimizer makes it at its first update.
         """
         for owner in self.owners():
             state = self.torch_optimizer.state[owner]
-            for kind in set(state) - {*kinds, STEP} if num_updates else list(state):
+            for kind in set(state) - {*kinds, STEP} if kinds else list(state):
                 del state[kind]
-            if not num_updates:
+            if not kinds:
                 continue
-            for kind in kinds:
-                if kind != "master" and kind not in state:
-                    state[kind] = torch.zeros_like(owner)
+            for kind in set(kinds) - set(state):
+                state[kind] = torch.zeros_like(owner)
             if STEP not in state:
                 # The fused form counts on the device, the others on the CPU.
                 fused = self.torch_optimizer.defaults.get("fused")
@@ -215,7 +214,7 @@ class TrainingState:
 
     def fill(self, source: StateSource) -> None:
         """Take over the state that `source` has, wherever it was written. Collective."""
-        self.master.begin(source.counters["optimizer_updates"], source.kinds)
+        self.master.begin(source.counters["optimizer_updates"], [kind for kind in source.kinds if kind != MASTER])
         for name in COUNTERS:
             setattr(self.engine, name, source.counters[name])
         for held in self.held():

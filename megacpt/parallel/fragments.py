@@ -17,6 +17,9 @@ import torch
 
 from megacpt.parallel.slices import Slice
 
+MASTER = "master"
+"""The kind of values that the fp32 weights are; what else there is are the optimizer's names for its state."""
+
 DIGEST_CHUNK = {True: 1 << 16, False: 1 << 22}
 """Elements whose digest is computed at a time: on a CPU what a cache holds, elsewhere what keeps a device busy."""
 
