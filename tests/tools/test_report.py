@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt_tools import cli
@@ -17,6 +19,7 @@ from megacpt_tools.report import write
 from megacpt_tools.report.charts import DARK, LIGHT, thinned
 from megacpt_tools.report.page import render
 from megacpt_tools.report.records import RunRecords
+from tests.checkpoint.states import save_checkpoint
 from tests.tools.report_runs import LOSSES, write_run
 
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -119,6 +122,20 @@ def test_stages_are_those_of_the_plan_in_the_checkpoint(tmp_path: Path) -> None:
     cells = Tables(html).cells
     assert cells[cells.index("forward transfer") + 1] == "+0.100"
     assert "stages" in specs
+
+
+def test_layers_are_compared_with_the_base_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, base = write_run(tmp_path / "plain"), tmp_path / "base"
+    base.mkdir()
+    weights = {f"model.layers.{layer}.mlp.up_proj.weight": torch.full((3, 2), 2.0) for layer in range(2)}
+    save_file(weights, base / "model.safetensors")
+    for step, change in ((2, 0.5), (4, 1.0)):
+        trained = {name: tensor + change * (1 - layer) for layer, (name, tensor) in enumerate(weights.items())}
+        save_checkpoint(run, step, trained, data={"plan": [{"from_tokens": 0, "weights": {"medical": 1.0}}]})
+    for _ in range(2):  # what is measured is not measured again
+        assert cli.main(["report", str(run), "--base", str(base)]) == 0
+    assert RunRecords.read(run).drift == [{"tokens": 200, "layers": [0.25, 0.0]}, {"tokens": 400, "layers": [0.5, 0.0]}]
+    assert "Drift of the layers" in (run / "report.html").read_text()
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

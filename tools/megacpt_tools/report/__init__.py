@@ -12,11 +12,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="the page to write (default: report.html in the first run folder)"
     )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="MODEL",
+        help="also measure how far the checkpoints' layers are from this base model",
+    )
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write every chart as a PNG file")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print its path."""
+    if arguments.base:
+        from megacpt_tools.report.drift import measure_drift
+
+        for folder in arguments.runs:
+            measure_drift(folder, arguments.base)
     print(write(arguments.runs, arguments.output or arguments.runs[0] / "report.html", arguments.figures))
     return 0
 

@@ -189,7 +189,9 @@ def _sections(page: Page, run: RunRecords) -> Any:
         yield _section("Tasks", "Losses and abilities can part: look at both.", chart)
     if run.drift:
         ratio = bottom_to_top(run.drift[-1]["layers"])
-        text = f"Bottom layers moved {ratio:.2f} times as far as top ones; above 1.35 goes with a stability gap."
+        text = "Bottom layers that move more than 1.35 times as far as top ones go with a stability gap."
+        if math.isfinite(ratio):
+            text += f" Here they have moved {ratio:.2f} times as far."
         chart = page.chart(
             "drift", "", "Relative change of each layer's weights from the base model.", charts.drift(run)
         )
