@@ -111,7 +111,7 @@ def _curve_of_rates(resolved: Resolved, width: int) -> Text:
     """The learning rate over the tokens of the run."""
     from megacpt.observe.plot import terminal_plot
 
-    rate, end = schedule(resolved.lr), resolved.total_tokens
+    rate, end = schedule(resolved.rates), resolved.total_tokens
     tokens = sorted(
         {*(end * i // _NUM_RATES for i in range(_NUM_RATES + 1)), *(bend.tokens for bend in rate.milestones())}
     )

@@ -161,7 +161,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         num_steps_done = Trainer(
             engine=engine,
             loader=loader,
-            learning_rate=schedule(resolved.lr),
+            learning_rate=schedule(resolved.rates),
             hooks=[Reporting(sinks), evaluation, checkpointing],
             guard=guard,
             stopping=stopping,

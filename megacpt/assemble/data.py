@@ -98,11 +98,15 @@ def plan(resolved: Resolved) -> tuple[Stage, ...]:
 def lasting(resolved: Resolved, history: History) -> Resolved:
     """The recipe with the length that the run has after all that happened to it: global batches may have changed."""
     num_steps, stop = history.num_steps(resolved.recipe.training.tokens), resolved.recipe.training.stop_at_step
+    begins = [history.tokens(history.num_steps(rate.from_tokens)) for rate in resolved.rates]
     return replace(
         resolved,
         num_steps=num_steps,
         last_step=num_steps if stop is None else min(num_steps, stop),
-        lr=replace(resolved.lr, total_tokens=history.tokens(num_steps)),
+        rates=tuple(
+            replace(rate, from_tokens=begin, total_tokens=end - begin)
+            for rate, begin, end in zip(resolved.rates, begins, [*begins[1:], history.tokens(num_steps)], strict=True)
+        ),
     )
 
 

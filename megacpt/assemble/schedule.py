@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-from megacpt.optim.schedule import WSD, Constant, Cosine, InfiniteCosine, InfiniteInverseSqrt, Schedule
-from megacpt.recipe import Recipe, Resolved, ResolvedRate, resolve_rate
+from megacpt.optim.schedule import WSD, Chain, Constant, Cosine, InfiniteCosine, InfiniteInverseSqrt, Schedule
+from megacpt.recipe import Recipe, Resolved, ResolvedRate, resolve_rates
 
 DecayShape = Literal["linear", "one_minus_sqrt"]
 
 
-def schedule(rate: ResolvedRate) -> Schedule:
-    """The schedule that `rate` describes."""
+def schedule(rates: Sequence[ResolvedRate]) -> Schedule | Chain:
+    """The schedule that `rates` describe, one after another."""
+    if len(rates) == 1:
+        return _schedule(rates[0])
+    return Chain(tuple((rate.from_tokens, _schedule(rate)) for rate in rates))
+
+
+def _schedule(rate: ResolvedRate) -> Schedule:
     span: dict[str, Any] = {
         "peak": rate.peak,
         "end_tokens": rate.total_tokens,
@@ -47,7 +53,6 @@ def rate_jump(resolved: Resolved, saved: Mapping[str, Any]) -> tuple[float, floa
         saved: the checkpoint's state.
     """
     trunk = Recipe.model_validate(saved["recipe"])
-    total_tokens = math.ceil(trunk.training.tokens / resolved.tokens_per_step) * resolved.tokens_per_step
     tokens = saved["tokens"]
-    then, now = schedule(resolve_rate(trunk, total_tokens))(tokens), schedule(resolved.lr)(tokens)
+    then, now = schedule(resolve_rates(trunk, resolved.data))(tokens), schedule(resolved.rates)(tokens)
     return None if math.isclose(then, now, rel_tol=1e-9) else (then, now)

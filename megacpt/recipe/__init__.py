@@ -9,7 +9,7 @@ from megacpt.recipe.explain import explain, show
 from megacpt.recipe.importance import objective
 from megacpt.recipe.load import dump_recipe, load_recipe, recipes_folder
 from megacpt.recipe.model_config import check_promises, find_architecture
-from megacpt.recipe.resolve import Resolved, ResolvedRate, resolve, resolve_rate
+from megacpt.recipe.resolve import Resolved, ResolvedRate, resolve, resolve_rates
 from megacpt.recipe.schema import Recipe
 from megacpt.recipe.shares import token_shares
 
@@ -26,7 +26,7 @@ __all__ = [
     "objective",
     "recipes_folder",
     "resolve",
-    "resolve_rate",
+    "resolve_rates",
     "show",
     "token_shares",
 ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from megacpt.recipe.importance import objective
 from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory, num_checkpoints
-from megacpt.recipe.resolve import Resolved, ResolvedStage
+from megacpt.recipe.resolve import Resolved, ResolvedRate, ResolvedStage
 from megacpt.recipe.shares import token_shares
 from megacpt.units import format_seconds
 
@@ -147,10 +147,10 @@ def _domains(resolved: Resolved) -> Iterator[Row]:
     yield "domain", "role", "of tokens", "of loss", "tokens", "at most", "evaluated"
     for name, domain in recipe.data.domains.items():
         held_out = "yes" if domain.held_out else "no"
-        if name not in shares:
+        if not any(stage.weights.get(name) for stage in resolved.stages):
             yield name, domain.role, "-", "-", "-", "-", held_out
             continue
-        share, mass = shares[name], weighting.masses[name]
+        share, mass = shares.get(name, 0.0), weighting.masses.get(name, 0.0)
         tokens = _rounded(_domain_tokens(resolved, name))
         yield name, domain.role, f"{share:.1%}", f"{mass:.1%}", tokens, f"{domain.max_epochs:g} epochs", held_out
     for warning in weighting.warnings():
@@ -212,8 +212,12 @@ def _occasions(at_start: bool, every_steps: int | None, at_end: bool) -> str:
 
 
 def _milestones(resolved: Resolved) -> Iterator[Row]:
-    """Where the schedule bends, and at which rate."""
-    rate = resolved.lr
+    """Where each schedule bends, and at which rate."""
+    for rate in resolved.rates:
+        yield from _bends(resolved, rate)
+
+
+def _bends(resolved: Resolved, rate: ResolvedRate) -> Iterator[Row]:
     end = rate.total_tokens
     bends: list[tuple[str, int, float]] = [("warm-up from", 0, 0.0)] if rate.warmup_tokens else []
     bends.append(("peak", rate.warmup_tokens, rate.peak))
@@ -231,7 +235,8 @@ def _milestones(resolved: Resolved) -> Iterator[Row]:
             final = rate.min
     bends.append(("end", end, final))
     yield "schedule", rate.schedule + (f", {rate.decay_shape} decay" if rate.schedule == "wsd" else "")
-    for what, tokens, value in bends:
+    for what, place, value in bends:
+        tokens = rate.from_tokens + place
         step = math.ceil(tokens / resolved.tokens_per_step)
         yield what, f"{value:.2e}", f"step {step:,}", f"{_rounded(tokens)} tokens"
 

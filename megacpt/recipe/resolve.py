@@ -13,7 +13,7 @@ from megacpt.errors import LaunchError, RecipeError
 from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.model_config import find_architecture
 from megacpt.recipe.rules import check_model, refuse
-from megacpt.recipe.schema import Recipe
+from megacpt.recipe.schema import RateSection, Recipe
 from megacpt.recipe.shares import token_shares
 from megacpt.units import Duration
 
@@ -26,7 +26,8 @@ class ResolvedRate:
     """The learning rate's numbers, every length in tokens; `schedule` says which of them it uses.
 
     Attributes:
-        total_tokens: where the schedule ends: the tokens of all steps.
+        total_tokens: its length: where the schedule ends, from where it begins.
+        from_tokens: where it begins.
     """
 
     schedule: str
@@ -39,6 +40,7 @@ class ResolvedRate:
     anneal_tokens: int
     decay_shape: str
     total_tokens: int
+    from_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Resolved:
         checkpoint_every_steps: None: not on the way.
         milestones_tokens: name -> tokens, of the checkpoints that are kept for good.
         mixture_every_steps: between two decisions of a mixture controller.
-        lr: the learning rate's numbers.
+        rates: the learning rates' numbers; one, unless a stage has its own.
     """
 
     recipe: Recipe
@@ -102,12 +104,12 @@ class Resolved:
     checkpoint_every_steps: int | None
     milestones_tokens: dict[str, int]
     mixture_every_steps: int
-    lr: ResolvedRate
+    rates: tuple[ResolvedRate, ...]
 
     @property
     def total_tokens(self) -> int:
         """The tokens of all steps of the schedule: training.tokens rounded up to whole steps."""
-        return self.lr.total_tokens
+        return self.rates[-1].from_tokens + self.rates[-1].total_tokens
 
 
 def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None = None) -> Resolved:
@@ -130,9 +132,8 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     stages = _stages(recipe, data)
     rows, sequence_length = stages[0].global_rows, stages[0].sequence_length
     tokens_per_step = rows * sequence_length
-    num_steps, total_tokens = _length(stages, recipe.training.tokens)
-
-    rate = resolve_rate(recipe, total_tokens)
+    num_steps, *_, total_tokens = _length(stages, recipe.training.tokens)
+    rates = resolve_rates(recipe, data)
 
     def steps(stretch: Duration) -> int:
         return max(1, round(stretch.of(recipe.training.tokens) / tokens_per_step))
@@ -154,9 +155,9 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
         last_step=num_steps if recipe.training.stop_at_step is None else min(num_steps, recipe.training.stop_at_step),
         evaluation_every_steps=steps(recipe.evaluation.every) if recipe.evaluation.every else None,
         checkpoint_every_steps=steps(recipe.checkpoint.every) if recipe.checkpoint.every else None,
-        milestones_tokens=_milestones(recipe, rate),
+        milestones_tokens=_milestones(recipe, rates[-1]),
         mixture_every_steps=steps(recipe.mixture.every),
-        lr=rate,
+        rates=rates,
     )
 
 
@@ -213,7 +214,7 @@ def _stages(recipe: Recipe, data: int) -> tuple[ResolvedStage, ...]:
         resolved.append(
             ResolvedStage(
                 stage.at.of(recipe.training.tokens),
-                resolved[-1].weights if stage.weights is None else stage.weights,
+                resolved[-1].weights if stage.weights is None else token_shares(recipe, stage.weights),
                 length,
                 _global_rows(recipe, f"data.stages.{number}", rows, tokens, length, data),
             )
@@ -221,15 +222,17 @@ def _stages(recipe: Recipe, data: int) -> tuple[ResolvedStage, ...]:
     return tuple(resolved)
 
 
-def _length(stages: Sequence[ResolvedStage], tokens: int) -> tuple[int, int]:
-    """Steps until `tokens` tokens are trained on, and the tokens of all of them."""
+def _length(stages: Sequence[ResolvedStage], tokens: int) -> list[int]:
+    """Steps until `tokens` tokens are trained on, the tokens before each stage, and those of all steps."""
     num_steps = done = 0
+    begins = []
     ends = [*(stage.from_tokens for stage in stages[1:]), tokens]
     for stage, end in zip(stages, ends, strict=True):
         tokens_per_step = stage.global_rows * stage.sequence_length
         steps = max(0, math.ceil((end - done) / tokens_per_step))
+        begins.append(done)
         num_steps, done = num_steps + steps, done + steps * tokens_per_step
-    return num_steps, done
+    return [num_steps, *begins, done]
 
 
 def _global_rows(
@@ -270,14 +273,25 @@ def _milestones(recipe: Recipe, rate: ResolvedRate) -> dict[str, int]:
     decay_tokens = rate.decay_tokens or rate.anneal_tokens
     stretches = recipe.checkpoint.milestones.items()
     named = {name: stretch and stretch.of(recipe.training.tokens) for name, stretch in stretches}
-    automatic = {"pre_anneal": rate.total_tokens - decay_tokens} if decay_tokens else {}
+    automatic = {"pre_anneal": rate.from_tokens + rate.total_tokens - decay_tokens} if decay_tokens else {}
     return {name: tokens for name, tokens in (automatic | named).items() if tokens}
 
 
-def resolve_rate(recipe: Recipe, total_tokens: int) -> ResolvedRate:
-    """The learning rate of a run whose steps have so many tokens in all."""
-    rate = recipe.lr
-    phases = rate.phases(recipe.training.tokens)
+def resolve_rates(recipe: Recipe, data: int) -> tuple[ResolvedRate, ...]:
+    """The recipe's learning rate and those of its stages, on so many replicas."""
+    _, *begins, total_tokens = _length(_stages(recipe, data), recipe.training.tokens)
+    own = [recipe.lr, *(stage.lr for stage in recipe.data.stages)]
+    stated = [(begin, rate) for begin, rate in zip(begins, own, strict=True) if rate is not None]
+    ends = [*(begin for begin, _ in stated[1:]), total_tokens]
+    return tuple(
+        _rate(rate, begin, end, min(end, recipe.training.tokens) - begin)
+        for (begin, rate), end in zip(stated, ends, strict=True)
+    )
+
+
+def _rate(rate: RateSection, begin: int, end: int, stated_tokens: int) -> ResolvedRate:
+    """A rate from one token to another; percentages are of `stated_tokens`."""
+    phases = rate.phases(stated_tokens)
     return ResolvedRate(
         schedule=rate.schedule,
         peak=rate.peak,
@@ -288,5 +302,6 @@ def resolve_rate(recipe: Recipe, total_tokens: int) -> ResolvedRate:
         decay_tokens=phases["decay"],
         anneal_tokens=phases["anneal"],
         decay_shape=rate.decay_shape or "one_minus_sqrt",
-        total_tokens=total_tokens,
+        total_tokens=end - begin,
+        from_tokens=begin,
     )

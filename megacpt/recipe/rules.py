@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megacpt.errors import RecipeError
 from megacpt.recipe.architecture import Architecture
-from megacpt.recipe.schema import Recipe
+from megacpt.recipe.schema import RateSection, Recipe
 from megacpt.recipe.shares import pretraining_mix
 
 Violations = Iterator[RecipeError]
@@ -417,52 +417,69 @@ def partition_has_all_stages(recipe: Recipe) -> Violations:
         )
 
 
+def _rates(recipe: Recipe) -> Iterator[tuple[str, RateSection, int]]:
+    """Every learning rate: its key, its section, the tokens of its stretch."""
+    total, stages = recipe.training.tokens, recipe.data.stages
+    begins = [("lr", recipe.lr, 0)]
+    begins += [
+        (f"data.stages.{i}.lr", stage.lr, stage.at.of(total)) for i, stage in enumerate(stages) if stage.lr is not None
+    ]
+    for (key, rate, begin), end in zip(begins, [*(begin for _, _, begin in begins[1:]), total], strict=True):
+        yield key, rate, end - begin
+
+
 def rate_keys_are_used(recipe: Recipe) -> Violations:
     """No key of `lr` is set that the schedule would ignore, and none is missing."""
-    rate, used = recipe.lr, RATE_KEYS[recipe.lr.schedule]
-    for key in sorted(set().union(*RATE_KEYS.values()) - used):
-        if getattr(rate, key) is not None:
-            schedules = [schedule for schedule, keys in RATE_KEYS.items() if key in keys]
-            yield RecipeError(
-                f"the schedule {rate.schedule} does not use this key",
-                where=recipe.where(f"lr.{key}"),
-                found=getattr(rate, key),
-                expected=f"null, or a schedule that uses it: {', '.join(schedules)}",
-            )
-    for key in ("constant", "cooldown"):
-        if key in used and getattr(rate, key) is None:
-            yield RecipeError(f"the schedule {rate.schedule} needs lr.{key}", where=recipe.where("lr.schedule"))
+    for section, rate, _ in _rates(recipe):
+        used = RATE_KEYS[rate.schedule]
+        for key in sorted(set().union(*RATE_KEYS.values()) - used):
+            if getattr(rate, key) is not None:
+                schedules = [schedule for schedule, keys in RATE_KEYS.items() if key in keys]
+                yield RecipeError(
+                    f"the schedule {rate.schedule} does not use this key",
+                    where=recipe.where(f"{section}.{key}"),
+                    found=getattr(rate, key),
+                    expected=f"null, or a schedule that uses it: {', '.join(schedules)}",
+                )
+        for key in ("constant", "cooldown"):
+            if key in used and getattr(rate, key) is None:
+                yield RecipeError(
+                    f"the schedule {rate.schedule} needs lr.{key}", where=recipe.where(f"{section}.schedule")
+                )
 
 
 def rates_are_ordered(recipe: Recipe) -> Violations:
     """min <= constant <= peak."""
-    rate = recipe.lr
-    if rate.min is not None and rate.min > rate.peak:
-        yield RecipeError(
-            "the lowest learning rate is above the peak",
-            where=recipe.where("lr.min"),
-            found=rate.min,
-            expected=f"at most {rate.peak}",
-        )
-    if rate.constant is not None and not rate.lowest <= rate.constant <= rate.peak:
-        yield RecipeError(
-            "the constant learning rate lies outside the schedule",
-            where=recipe.where("lr.constant"),
-            found=rate.constant,
-            expected=f"between min {rate.lowest:g} and peak {rate.peak:g}",
-        )
+    for section, rate, _ in _rates(recipe):
+        if rate.min is not None and rate.min > rate.peak:
+            yield RecipeError(
+                "the lowest learning rate is above the peak",
+                where=recipe.where(f"{section}.min"),
+                found=rate.min,
+                expected=f"at most {rate.peak}",
+            )
+        if rate.constant is not None and not rate.lowest <= rate.constant <= rate.peak:
+            yield RecipeError(
+                "the constant learning rate lies outside the schedule",
+                where=recipe.where(f"{section}.constant"),
+                found=rate.constant,
+                expected=f"between min {rate.lowest:g} and peak {rate.peak:g}",
+            )
 
 
 def phases_fit_the_run(recipe: Recipe) -> Violations:
-    """The phases of the learning rate take no more tokens than there are."""
-    phases = recipe.lr.phases(recipe.training.tokens)
-    if sum(phases.values()) > recipe.training.tokens:
-        yield RecipeError(
-            "the phases of the learning rate are longer than the run",
-            where=recipe.where("lr"),
-            found=" + ".join(f"{name} {tokens:,}" for name, tokens in phases.items() if tokens),
-            expected=f"at most training.tokens, {recipe.training.tokens:,}",
-        )
+    """The phases of a learning rate take no more tokens than its stretch of the run has."""
+    for section, rate, stretch_tokens in _rates(recipe):
+        phases = rate.phases(stretch_tokens)
+        if sum(phases.values()) > stretch_tokens:
+            yield RecipeError(
+                "the phases of the learning rate are longer than the run",
+                where=recipe.where(section),
+                found=" + ".join(f"{name} {tokens:,}" for name, tokens in phases.items() if tokens),
+                expected=f"at most training.tokens, {stretch_tokens:,}"
+                if stretch_tokens == recipe.training.tokens
+                else f"at most {stretch_tokens:,} tokens, to the next stage with a learning rate",
+            )
 
 
 def budgets_can_be_measured(recipe: Recipe) -> Violations:

@@ -158,6 +158,11 @@ class StageSection(Section):
     global_tokens: Tokens | None = None
     """Tokens per step from there on."""
 
+    lr: RateSection | None = None
+    """A learning rate of its own, with the keys of the section `lr`: from there to the next stage that has one, or the
+    end. Its percentages are of that stretch, and it warms up from 0 again unless `warmup` is 0. None: the schedule that
+    is in force goes on."""
+
 
 class DataSection(Section):
     """The token stream."""

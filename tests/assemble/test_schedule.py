@@ -61,19 +61,29 @@ CASES: list[tuple[str, dict[str, str], Schedule]] = [
 @pytest.mark.parametrize("name, keys, expected", CASES)
 def test_each_kind_gets_its_numbers(name: str, keys: dict[str, str], expected: Schedule, tmp_path: Path) -> None:
     changes = [f"lr.schedule={name}", *(f"lr.{key}={value}" for key, value in keys.items())]
-    assert schedule(resolved(tmp_path, *changes).lr) == expected
+    assert schedule(resolved(tmp_path, *changes).rates) == expected
 
 
 def test_the_schedule_ends_with_the_last_whole_step(tmp_path: Path) -> None:
     run = resolved(tmp_path, "training.tokens=12900")
-    rate = schedule(run.lr)
+    rate = schedule(run.rates)
     assert run.num_steps == 101
     assert rate(101 * 128) == pytest.approx(1e-4) and rate(100 * 128) > 1e-4
 
 
+def test_a_stage_s_own_rate_takes_over_where_the_stage_begins(tmp_path: Path) -> None:
+    constant = ["lr={schedule: constant, peak: 4e-4, warmup: 10%}"]
+    run = resolved(tmp_path, *constant, "data.stages=[{at: 6500, lr: {peak: 2e-4, warmup: 0, min: 0}}, {at: 90%}]")
+    rate, begin = schedule(run.rates), 51 * 128  # the first step that begins at 6,500 or later
+    assert rate(653) == pytest.approx(4e-4) and rate(begin) == 4e-4
+    own = Cosine(peak=2e-4, end_tokens=12800 - begin, minimum=0.0)
+    assert [rate(begin + tokens) for tokens in (128, 12800 - begin)] == [own(128), 0.0]
+    assert (run.total_tokens, run.rates[0].warmup_tokens) == (12800, 653)
+
+
 def test_phases_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"lr"):
-        schedule(resolved(tmp_path, "lr.schedule=wsd", "lr.warmup=60%", "lr.decay=60%").lr)
+        schedule(resolved(tmp_path, "lr.schedule=wsd", "lr.warmup=60%", "lr.decay=60%").rates)
 
 
 @pytest.mark.parametrize(

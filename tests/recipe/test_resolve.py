@@ -26,7 +26,7 @@ def test_every_layout_that_fits_splits_the_batch_exactly(
     assert resolved.num_micro_batches == per_rank
     assert resolved.tokens_per_step == rows * 64
     assert resolved.total_tokens - resolved.tokens_per_step < 1_000_000 <= resolved.total_tokens
-    assert resolved.lr.total_tokens == resolved.total_tokens
+    assert resolved.rates[0].total_tokens == resolved.total_tokens
 
 
 @given(world_size=st.integers(1, 64), pipeline=degrees, tensor=st.sampled_from([1, 2, 4]), data=degrees)
@@ -118,7 +118,7 @@ def test_occasions_in_steps(write: Write) -> None:
 
 def test_the_learning_rate_in_tokens(write: Write) -> None:
     phases = "lr={schedule: infinite_cosine, warmup: 1%, cooldown: 60%, constant: 5e-5, anneal: 50K}"
-    rate = resolve(load_recipe(write(), [phases]), world_size=1).lr
+    rate = resolve(load_recipe(write(), [phases]), world_size=1).rates[0]
     assert (rate.warmup_tokens, rate.cooldown_tokens, rate.decay_tokens, rate.anneal_tokens) == (
         10_000,
         600_000,
@@ -127,7 +127,7 @@ def test_the_learning_rate_in_tokens(write: Write) -> None:
     )
     assert (rate.peak, rate.constant) == (1e-4, 5e-5)
     assert rate.min == pytest.approx(1e-5)
-    assert resolve(load_recipe(write(), ["lr.schedule=wsd"]), world_size=1).lr.decay_tokens == 100_000
+    assert resolve(load_recipe(write(), ["lr.schedule=wsd"]), world_size=1).rates[0].decay_tokens == 100_000
 
 
 def test_without_the_model_s_shape_its_rules_wait(write: Write) -> None:

@@ -161,6 +161,7 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
     ],
     rules.rates_are_ordered: [
         (["lr.min=2e-4"], "lr.min: the lowest learning rate is above the peak (found 0.0002, expected at most 0.0001)"),
+        (["data.stages=[{at: 50%, lr: {peak: 1e-5, min: 2e-5}}]"], "data.stages.0.lr.min: the lowest learning rate is"),
         (
             ["lr={schedule: infinite_cosine, constant: 2e-4, cooldown: 1%}"],
             "lr.constant: the constant learning rate lies",
@@ -173,6 +174,11 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
             "lr: the phases of the learning rate are longer than the run",
         ),
         (["lr.warmup=2M"], "(found warmup 2,000,000, expected at most training.tokens, 1,000,000)"),
+        (
+            ["data.stages=[{at: 90%, lr: {peak: 1e-4, warmup: 110K}}]"],
+            "data.stages.0.lr: the phases of the learning rate are longer than the run (found warmup 110,000, expected"
+            " at most 100,000 tokens, to the next stage with a learning rate",
+        ),
     ],
     rules.budgets_can_be_measured: [
         (["forgetting={wbe: 0.02}"], "forgetting.wbe: a budget of forgetting needs a domain with held-out text"),

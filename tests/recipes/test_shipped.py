@@ -9,7 +9,13 @@ import pytest
 
 from megacpt.recipe import dump_recipe, explain, find_architecture, load_recipe, recipes_folder, resolve
 
-WORLD_SIZES = {"debug-tiny": 2, "smollm2-135m-medical": 2, "llama3-8b-medical": 16, "llama3-8b-stability-gap": 16}
+WORLD_SIZES = {
+    "debug-tiny": 2,
+    "smollm2-135m-medical": 2,
+    "llama3-8b-medical": 16,
+    "llama3-8b-stability-gap": 16,
+    "llama3-8b-syne": 16,
+}
 PARAMETERS = {
     "gemma2-9b": 9_241_705_984,
     "gemma3-1b": 999_885_952,
