@@ -132,7 +132,7 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     stages = _stages(recipe, data)
     rows, sequence_length = stages[0].global_rows, stages[0].sequence_length
     tokens_per_step = rows * sequence_length
-    num_steps, *_, total_tokens = _length(stages, recipe.training.tokens)
+    num_steps = _length(stages, recipe.training.tokens)[0]
     rates = resolve_rates(recipe, data)
 
     def steps(stretch: Duration) -> int:

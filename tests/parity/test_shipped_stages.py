@@ -47,22 +47,22 @@ def shares(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def test_two_stages_of_llama_3_syne(tmp_path: Path) -> None:
-    recipe = shrunken(tmp_path, "llama3-8b-syne", num_steps=200)
+    recipe = shrunken(tmp_path, "llama3-8b-syne", num_steps=80)
     assert run_command(2, recipe) == [0, 0]
     steps = metrics_of(recipe)
     assert {step["step"]: step["mixture"] for step in steps if "mixture" in step} == {
         1: pytest.approx({"chinese": 0.2, "english": 0.8}),
-        186: pytest.approx({"chinese": 0.1, "english": 0.7, "synthetic": 0.2}),
+        75: pytest.approx({"chinese": 0.1, "english": 0.7, "synthetic": 0.2}),
     }
-    assert shares(steps[:185]) == pytest.approx({"chinese": 0.2, "english": 0.8}, abs=0.01)
-    assert steps[9]["learning_rate"] < steps[19]["learning_rate"] == steps[-1]["learning_rate"] == 1e-5
+    assert shares(steps[:74]) == pytest.approx({"chinese": 0.2, "english": 0.8}, abs=0.02)
+    assert steps[3]["learning_rate"] < steps[7]["learning_rate"] == steps[-1]["learning_rate"] == 1e-5
 
 
 def test_the_stability_gap_s_strategies(tmp_path: Path) -> None:
     subset = {"rank_by": "num_tokens", "top_tokens": 2000}
-    recipe = shrunken(tmp_path, "llama3-8b-stability-gap", num_steps=60, domains={"medical": subset})
+    recipe = shrunken(tmp_path, "llama3-8b-stability-gap", num_steps=40, domains={"medical": subset})
     assert run_command(2, recipe) == [0, 0]
     taken = shares(metrics_of(recipe))
-    assert taken["medical"] == pytest.approx(0.82, abs=0.02)
-    assert taken["github"] == pytest.approx(taken["wikipedia"], abs=0.02)
+    assert taken["medical"] == pytest.approx(0.82, abs=0.03)
+    assert taken["github"] == pytest.approx(taken["wikipedia"], abs=0.03)
     assert "web" not in taken
