@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megacpt.assemble.mixture import controller
+from megacpt.assemble.mixture import ceilings, controller
 from megacpt.continual.controllers.agent import Agent
 from megacpt.continual.controllers.constrained import Constrained
 from megacpt.continual.controllers.controller import Controller
@@ -19,9 +19,12 @@ from megacpt.continual.controllers.random_walk import RandomWalk
 from megacpt.continual.controllers.skill_it import SkillIt
 from megacpt.continual.controllers.topic_perplexity import TopicPerplexity
 from megacpt.continual.skills_graph import SkillsGraph
+from megacpt.data.loader import Loader
+from megacpt.data.mixture import Mixture
 from megacpt.errors import RecipeError
 from megacpt.recipe.rules import CONTROLLER_KEYS
 from tests.assemble.recipes import resolved
+from tests.data.memory_corpus import MemoryCorpus, stream_of
 
 GRAPH = SkillsGraph(("law", "web"), ((1.0, 0.5), (0.0, 1.0)))
 
@@ -68,6 +71,15 @@ def test_a_graph_of_other_domains_is_refused(tmp_path: Path) -> None:
         chosen(tmp_path, f"{{controller: skill_it, graph: {tmp_path / 'graph.json'}}}")
 
 
+def test_no_share_reads_a_domain_more_often_than_it_may(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "training.tokens=1280", "data.domains.law.max_epochs=0.5")
+    corpora = {"law": MemoryCorpus([5] * 130), "web": MemoryCorpus([5] * 130)}
+    with Loader(stream_of(corpora, {"law": 3, "web": 1}, 16, 8), prefetch_steps=0) as loader:
+        assert ceilings(run, loader, 0) == pytest.approx({"law": 325 / 1280, "web": 4 * 650 / 1280})
+        law = 0.5 - loader.stream.report(3)[0].epochs
+        assert ceilings(run, loader, 3)["law"] == pytest.approx(max(law, 0) * 650 / (1280 - 3 * 128))
+
+
 def test_the_rules_know_the_keys_of_every_controller() -> None:
     kinds: dict[str, Any] = {
         "ddk": DDK, "topic_perplexity": TopicPerplexity, "skill_it": SkillIt, "prioritised": Prioritised,
@@ -76,3 +88,10 @@ def test_the_rules_know_the_keys_of_every_controller() -> None:
     for name, kind in kinds.items():
         fields = {field.name for field in dataclasses.fields(kind)} - {"seed", "replay", "budgets"}
         assert fields == CONTROLLER_KEYS[name], name
+
+
+def test_every_global_batch_has_its_replay() -> None:
+    for weights, num_rows in (({"new": 0.95, "old": 0.05}, 512), ({"new": 0.82, "a": 0.045, "b": 0.135}, 64)):
+        mixture = Mixture(weights)
+        counts = np.diff([mixture.counts(batch * num_rows) for batch in range(501)], axis=0)
+        assert np.abs(counts - num_rows * np.array([weights[name] for name in mixture.names])).max() < 2
