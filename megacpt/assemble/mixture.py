@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ def _graph(recipe: Recipe) -> SkillsGraph:
     return graph
 
 
+def ceilings(resolved: Resolved, loader: Loader, step: int) -> dict[str, float]:
+    """Domain -> its largest share of the remaining tokens that reads it no more than `max_epochs` times in all."""
+    rows = loader.stream
+    remaining_tokens = max(resolved.total_tokens - rows.history.tokens(step), 1)
+    epochs = {domain.name: domain.epochs for domain in rows.report(step)} if step else {}
+    return {
+        name: max(domain.max_epochs - epochs.get(name, 0.0), 0.0) * rows.corpora[name].num_tokens / remaining_tokens
+        for name, domain in resolved.recipe.data.domains.items()
+        if name in rows.names
+    }
+
+
 def steering(
     resolved: Resolved,
     loader: Loader,
@@ -87,5 +100,6 @@ def steering(
         every_steps=resolved.mixture_every_steps,
         floor=recipe.mixture.floor,
         broadcast=broadcast,
+        ceilings=partial(ceilings, resolved, loader),
         observations=[Observation.from_json(observation) for observation in saved["mixture"]] if saved else (),
     )
