@@ -145,7 +145,8 @@ def test_it_reads_what_the_oracle_says() -> None:
     oracle.set_rows("a", 9000)  # shards join
     oracle.set_weights({"a": 1, "c": 0.01})
     walk(2500, 8)
-    walk(1500, 16)  # a larger batch
+    oracle.set_weights({"a": 1, "b": 2, "c": 3})  # with a larger batch
+    walk(1500, 16)
     assert len(expected) == 10_000
 
     # The run: a plan of two stages, then what is edited on resume, a controller, and a jump.
@@ -187,7 +188,7 @@ def test_it_reads_what_the_oracle_says() -> None:
     history = history.replan(6000, edited, {name: record_of(text) for name, text in texts.items()})
     history = history.set_weights(6000, {"a": 1, "c": 0.01})
     train(2500, dp_size=8, micro_rows=1)
-    larger = [*edited, Stage(8500 * 8 * S, settings({"a": 1, "c": 0.01}, 16))]
+    larger = [*edited, Stage(8500 * 8 * S, settings({"a": 1, "b": 2, "c": 3}, 16))]
     history = history.replan(8500, larger, {})
     train(1500, dp_size=2, micro_rows=8)
 
