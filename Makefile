@@ -5,7 +5,7 @@
 #   make test-faults                 kills, full disks, damaged files, bad numbers: the long form
 #   make check                       linters, types, import floors
 #   make bench                       benchmarks
-#   make bench-data                  those of building shards, against other builders where they are installed
+#   make bench-data                  those of building and reading shards, beside others where they are installed
 #   make debug                       train a tiny random model on two CPU processes, in seconds
 #
 #   VENV=path                        use this environment instead of .venv
@@ -55,6 +55,7 @@ bench: $(STAMP)
 
 bench-data: $(STAMP)
 	@megacpt quickstart --prepare-only
+	@python benchmarks/stream.py --rows 256 --rounds 9
 	@python benchmarks/shard_builder.py --megabytes 24 --rounds 3
 	@python benchmarks/shard_builder.py --megabytes 24 --rounds 3 --tokenizer llama3
 
