@@ -323,8 +323,9 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
         markup=False,
     )
     if engine := tokenizer.engine:
-        checked = f", equal ids in {engine.checked_documents:,} documents" if engine.checked_tokens else ""
-        console.print(f"run by: {engine.name}{checked}", soft_wrap=True, markup=False)
+        checked = f"equal ids in {engine.checked_documents:,} documents" if engine.checked_tokens else ""
+        because = engine.reason or checked
+        console.print(f"run by: {engine.name}{because and f', {because}'}", soft_wrap=True, markup=False)
     console.print(
         f"every document: {f'BOS {tokenizer.bos_id}, ' if tokenizer.adds_bos else ''}text"
         f"{f', EOS {tokenizer.eos_id}' if tokenizer.adds_eos else ''}"
@@ -338,8 +339,9 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
     console.print(shards)
     for entry in manifest.filters:
         console.print(f"where {entry.where}: {entry.removed_documents:,} documents removed", markup=False)
-    for columns in dict.fromkeys(columns.names for shard in manifest.shards for columns in shard.columns):
-        console.print(f"columns: {', '.join(columns)}", markup=False)
+    kept = dict.fromkeys(name for shard in manifest.shards for columns in shard.columns for name in columns.names)
+    if kept:
+        console.print(f"columns: {', '.join(kept)}", soft_wrap=True, markup=False)
     sources = Table("source", *(_right(name) for name in ("documents", "without text", "file bytes")))
     for source in manifest.sources:
         numbers = (source.documents, source.empty_documents, source.bytes)
