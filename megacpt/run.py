@@ -105,6 +105,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
     shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.num_steps)
+    shown |= data.describe_objective(recipe, stream.history)
     events = Events(folder if is_main else None)
     events.write("start", step=first_step, world_size=world.world_size)
     due = occasions(resolved, stream.history)

@@ -204,3 +204,22 @@ def describe(rows: Stream, num_steps: int) -> dict[str, str]:
         )
         for domain in rows.report(num_steps)
     }
+
+
+def describe_objective(recipe: Recipe, history: History) -> dict[str, str]:
+    """What the loss weights make of the objective in each stage, in words; empty without target weights.
+
+    Warns of weights that are clipped, or that leave few samples effective.
+    """
+    if all(domain.target_weight is None for domain in recipe.data.domains.values()):
+        return {}
+    lines = {}
+    for stage in history.plan:
+        weighting = objective(recipe, history.planned_shares(history.num_steps(stage.from_tokens)))
+        parts = (
+            f"{name} {mass:.1%} (loss weight {weighting.weights[name]:.3g})" for name, mass in weighting.masses.items()
+        )
+        lines[f"objective from {stage.from_tokens:,}" if stage.from_tokens else "objective"] = ", ".join(parts)
+        for warning in weighting.warnings():
+            logger().warning(warning)
+    return lines

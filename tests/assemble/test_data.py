@@ -207,6 +207,21 @@ def test_ranks_share_the_global_batch(tmp_path: Path) -> None:
     assert weights[1] == pytest.approx(2 * weights[0])
 
 
+def test_the_objective_of_target_weights_is_told_and_extreme_ones_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert data.describe_objective(resolved(tmp_path).recipe, rows(resolved(tmp_path)).history) == {}
+    targets = ["data.domains.law.target_weight=1", "data.domains.web.target_weight=9"]
+    run = resolved(tmp_path, *targets, "data.stages=[{at: 50%, weights: {law: 1, web: 9}}]")
+    with caplog.at_level("WARNING"):
+        told = data.describe_objective(run.recipe, rows(run).history)
+    assert told == {
+        "objective": "law 14.3% (loss weight 0.2), web 85.7% (loss weight 3.6)",
+        "objective from 6,400": "law 10.0% (loss weight 1), web 90.0% (loss weight 1)",
+    }
+    assert "the loss weight of law is clipped to 0.2" in caplog.text
+
+
 def test_held_out_text_is_cut_as_the_recipe_says(tmp_path: Path) -> None:
     run = resolved(tmp_path, "evaluation.tokens_per_domain=160", "data.document_mask=false")
     texts = data.held_out(run.recipe, {"exam": CORPORA["law"]})
