@@ -249,7 +249,7 @@ def stage_matrix(run: RunRecords) -> Spec:
     for row in rows:
         row["strength"] = 0.65 * abs(row["change"]) / largest
     x = {"field": "domain", "type": "nominal", "sort": None, "axis": {"title": None, "orient": "top", "labelAngle": 0}}
-    y = {"field": "stage", "type": "nominal", "sort": None, "axis": {"title": None, "grid": False}}
+    y = {"field": "stage", "type": "nominal", "sort": None, "axis": {"title": None, "grid": False, "labelFlush": False}}
     rise = {"condition": {"test": "datum.change > 0", "value": "var(--rise)"}, "value": "var(--fall)"}
     cells = {
         "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 3, "cornerRadius": 4},
