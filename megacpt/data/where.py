@@ -7,8 +7,8 @@ this list is refused, and nothing is ever evaluated as Python:
     names of columns        numbers, 'text', True, False
     source in ('web', 'books')      source not in (...)     date is None     date is not None
 
-A document without a value satisfies no comparison, and neither its negation (SQL's three-valued logic): `is None` asks
-for it.
+Dates are compared as text, year first: date >= '2015-06'. A document without a value satisfies no comparison, and
+neither its negation (SQL's three-valued logic): `is None` asks for it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Where:
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id not in self.names:
                 self.names.append(node.id)
+        if not self.names:
+            raise DataError("the condition names no column", found=repr(text), hint=_HINT)
         self.expression  # noqa: B018  what is wrong with it is said now
 
     @cached_property
@@ -69,6 +71,10 @@ class Where:
                     found=", ".join(columns.column_names) or "no columns",
                     hint="Columns are kept by megacpt shards build --keep-columns.",
                 )
+        columns = columns.select(self.names)
+        for place, name in enumerate(self.names):
+            if pyarrow.types.is_temporal(columns.schema.field(name).type):
+                columns = columns.set_column(place, name, columns.column(name).cast(pyarrow.string()))
         try:
             scanner = dataset.Scanner.from_batches(
                 columns.to_batches(), schema=columns.schema, columns={"kept": self.expression}, use_threads=False

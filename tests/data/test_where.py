@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pyarrow
 import pytest
 
@@ -15,6 +17,7 @@ COLUMNS = pyarrow.table(
         "source": ["web", "books", "web", None],
         "good": [True, False, True, None],
         "unknown": pyarrow.nulls(4),
+        "date": [date(2015, 1, 2), date(2016, 5, 1), None, date(2014, 12, 31)],
     }
 )
 
@@ -36,6 +39,7 @@ COLUMNS = pyarrow.table(
         ("not good", [1]),
         ("year > score", [0, 1, 3]),
         ("unknown > 3", []),
+        ("'2015' <= date < '2016-02'", [0]),
         ("  (year == 2014)\n", [0]),
     ],
 )
@@ -58,6 +62,7 @@ def test_a_condition_chooses_rows(text: str, rows: list[int]) -> None:
         "year in ()",
         "source is source",
         "'web'",
+        "1 == 1",
         "f'{year}' == '2014'",
         "year if good else score",
         "(year := 1) == 1",
@@ -69,7 +74,7 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
 
 
 def test_columns_that_do_not_fit_are_named() -> None:
-    with pytest.raises(DataError, match=r"no column 'date'.*found year, score.*--keep-columns"):
-        Where("date > 1").mask(COLUMNS)
+    with pytest.raises(DataError, match=r"no column 'day'.*found year, score.*--keep-columns"):
+        Where("day > 1").mask(COLUMNS)
     with pytest.raises(DataError, match=r"does not fit the columns.*expected source: string"):
         Where("source > 3").mask(COLUMNS)
