@@ -206,8 +206,15 @@ def main() -> None:
                 command = [sys.executable, __file__, "--tokenizer", arguments.tokenizer, "--only", name]
                 answer = subprocess.run([*command, *map(str, paths)], stdout=subprocess.PIPE, text=True, check=True)
                 measured.setdefault(name, []).append(json.loads(answer.stdout.splitlines()[-1]))
-                print(name, measured[name][-1], flush=True)
-        size_bytes = text.stat().st_size
+                write_result(arguments, text.stat().st_size, measured)
+
+
+def write_result(arguments: argparse.Namespace, size_bytes: int, measured: dict[str, list[dict[str, float]]]) -> None:
+    """Write what was measured so far, so that a run that is stopped leaves what it had; prints it.
+
+    Raises:
+        SystemExit: the contenders disagree in the number of tokens.
+    """
     counts = {name: runs[0]["tokens"] for name, runs in measured.items()}
     if len(set(counts.values())) > 1:
         raise SystemExit(f"the contenders disagree: {counts}")
@@ -220,7 +227,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "command": f"python benchmarks/shard_builder.py --tokenizer {arguments.tokenizer} "
         f"--megabytes {arguments.megabytes} --rounds {arguments.rounds}",
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "hardware": f"{processor()}, {os.cpu_count()} cores",
         "versions": {name: version(package) for name, package in PACKAGES.items() if name in measured}
         | {"megacpt": version("megacpt"), "tiktoken": version("tiktoken"), "tokenizers": version("tokenizers")},
         "text": f"{size_bytes / 1e6:.1f} MB of JSON lines, {counts['megacpt']:,} tokens",
@@ -232,7 +239,15 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"shard_builder_{arguments.tokenizer}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2), flush=True)
+
+
+def processor() -> str:
+    """The processor's name, where the system says it."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":
