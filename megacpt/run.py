@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from megacpt.observe.flops import mfu
 from megacpt.observe.log import logger
 from megacpt.parallel.agreement import Agreement
 from megacpt.parallel.grid import Grid
+from megacpt.parallel.preflight import compare_ranks, digest, versions
 from megacpt.recipe import Architecture, Resolved
 from megacpt.trainer.guard import Guard, GuardSettings
 from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
@@ -33,6 +35,7 @@ from megacpt.trainer.loop import Trainer
 from megacpt.trainer.restore import restore
 from megacpt.trainer.rollback import Rollbacks
 from megacpt.trainer.stopping import Stopping
+from megacpt.trainer.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     resolved, stream = data.bounded(resolved, stream)
     data.check_epochs(recipe, stream, resolved.last_step)
 
+    facts = versions() | {"the recipe": digest(recipe.model_dump(mode="json")), "the data": digest(history.to_json())}
+    compare_ranks(facts, world.world_size)
+    watchdog = Watchdog(folder / "ranks", world.rank, world.world_size, recipe.guard.hang_timeout_seconds)
+    watchdog.start()
+
     # The engine, with the weights of the base model or of the checkpoint.
     group = make_tensor_group(grid, world.rank)
     source = model.weights(recipe, plan, base)
@@ -112,7 +120,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     sinks = open_sinks(resolved, folder, first_step, shown, due, origin) if is_main else []
     stopping = Stopping(Agreement(world.world_size), start.signalled, start.deadline)
     loader = data.loader(resolved, stream, place, first_step)
-    guard = Guard(GuardSettings(**recipe.guard.model_dump()), events, loader)
+    guard = Guard(GuardSettings(**recipe.guard.model_dump(exclude={"hang_timeout_seconds"})), events, loader)
     if saved:
         guard.restore(saved["guard"])
     evaluator = Evaluator(
@@ -158,7 +166,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         interrupted=stopping.now,
         is_due=saved is not None and saved["evaluation_is_due"],
     )
-    with loader, checkpointing:
+    with closing(watchdog), loader, checkpointing:
         num_steps_done = Trainer(
             engine=engine,
             loader=loader,
@@ -166,6 +174,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
             hooks=[Reporting(sinks), evaluation, checkpointing],
             guard=guard,
             stopping=stopping,
+            note=watchdog.note,
             roll_back=Rollbacks(
                 lambda path: restore(engine, path, channel), checkpoints, loader, guard, events, checkpointing.finish
             ),

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, but not marked so
 
 from megacpt.errors import LaunchError
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.group import TensorGroup
+
+MEETING_SECONDS = 300.0
+"""How long ranks wait for each other at the start. Imports from a busy network disk take minutes."""
+
+COLLECTIVE_SECONDS = 600.0
+"""How long a collective may take, as DeepSpeed has it; a watchdog should speak before."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,13 @@ def join_world() -> World:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_process())
     owns_processes = not dist.is_initialized()
+    backend = "nccl" if on_cuda else "gloo"
     try:
-        deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+        # torchrun has its ranks meet by itself.
+        is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if owns_processes and not is_torchrun and int(os.environ["WORLD_SIZE"]) > 1:
+            _meet(backend)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     except dist.DistNetworkError as error:
         raise LaunchError(
             "the processes could not meet",
@@ -70,6 +85,55 @@ def join_world() -> World:
         ) from error
     device = torch.device(accelerator.device_name(local_rank if on_cuda else None))
     return World(dist.get_rank(), dist.get_world_size(), device, owns_processes)
+
+
+def _meet(backend: str, timeout_seconds: float = MEETING_SECONDS) -> None:
+    """Wait for all ranks and make the process group. torch's own meeting does not say who is missing.
+
+    Raises:
+        LaunchError: on rank 0, naming the ranks that did not come; on another, saying that rank 0 is not there.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        store = TCPStore(
+            address,
+            port,
+            is_master=rank == 0,
+            timeout=timedelta(seconds=timeout_seconds),
+            wait_for_workers=False,
+        )
+    except dist.DistStoreError as error:
+        raise LaunchError(
+            f"rank {rank} on {socket.gethostname()} waited {timeout_seconds:g} s for rank 0",
+            where=f"{address}:{port}",
+            hint="Is that node up, and can this one reach it? See NCCL_SOCKET_IFNAME in slurm/README.md.",
+        ) from error
+    store.set(f"rank {rank}", socket.gethostname())
+    if rank == 0:
+        missing = [other for other in range(world_size) if not _comes(store, other, deadline)]
+        if missing:
+            raise LaunchError(
+                f"{len(missing)} of {world_size} ranks did not come within {timeout_seconds:g} s",
+                found=f"no rank {', '.join(map(str, missing[:16]))}",
+                hint="Look at the logs of their nodes: they crashed, never started, or cannot reach this node.",
+            )
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=COLLECTIVE_SECONDS),
+    )
+
+
+def _comes(store: TCPStore, rank: int, deadline: float) -> bool:
+    try:
+        store.wait([f"rank {rank}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
+    except dist.DistStoreError:
+        return False
+    return True
 
 
 def from_main(world: World, numbers: Sequence[float]) -> list[float]:

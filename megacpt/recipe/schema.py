@@ -506,6 +506,10 @@ class GuardSection(Section):
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """Rollbacks in all after which the run ends with an error."""
 
+    hang_timeout_seconds: Count | None = 480
+    """A rank that is in one step for so long, or in its start, an evaluation or a save for four times as long, names
+    the ranks that hang and ends the run. null: wait. Less than the 10 minutes after which collectives give up."""
+
 
 class WandbSection(Section):
     """Weights & Biases. The key comes from WANDB_API_KEY or `wandb login`."""

@@ -7,7 +7,7 @@ dropout's random numbers all follow from the step, so resuming is starting later
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from megacpt.observe.record import DomainLoss, StepRecord
 from megacpt.observe.throughput import Throughput
 from megacpt.trainer.guard import Guard, Rollback
 from megacpt.trainer.stopping import Stopping
+from megacpt.trainer.watchdog import SLOW
 
 
 class Hook(Protocol):
@@ -48,6 +49,7 @@ class Trainer:
         hooks: what is done between steps.
         guard: judges every step.
         stopping: whether to stop early.
+        note: told what is done now, and how many times as long as a step it may take.
         roll_back: takes engine and loader back; returns the number of steps done there.
         seed: of dropout.
         utilisation: tokens per second -> MFU, where the device's peak is known.
@@ -60,6 +62,7 @@ class Trainer:
     guard: Guard
     stopping: Stopping
     roll_back: Callable[[Rollback], int]
+    note: Callable[[str, float], None]
     seed: int = 0
     utilisation: Callable[[float], float | None] = lambda tokens_per_second: None
 
@@ -70,27 +73,36 @@ class Trainer:
             The steps done in all; fewer than `last_step` where the run was told to stop.
         """
         throughput = Throughput()
-        for hook in self.hooks:
-            hook.before_training(first_step)
-        self.stopping.now()
         step = first_step
+        for hook in self._noted(step):
+            hook.before_training(step)
+        self.stopping.now()
         while step < last_step and not self.stopping.agreed:
+            # The first step allocates and compiles.
+            self.note(f"step {step + 1}", SLOW if step == first_step else 1.0)
             self.stopping.begin_step()
             with throughput.step(self.loader.tokens(step + 1) - self.loader.tokens(step)):
                 result, rate = self.step(step)
             self.stopping.end_step()
             if rollback := self.guard.after_step(step + 1, result):
+                self.note("roll back", SLOW)
                 step = self.roll_back(rollback)
-                for hook in self.hooks:
+                for hook in self._noted(step):
                     hook.rewind(step)
                 continue
             record = self.record(step, result, rate, throughput.tokens_per_second)
             step += 1
-            for hook in self.hooks:
+            for hook in self._noted(step):
                 hook.after_step(record)
-        for hook in self.hooks:
+        for hook in self._noted(step):
             hook.after_training(step, stopped=step < last_step)
         return step
+
+    def _noted(self, step: int) -> Iterator[Hook]:
+        """The hooks, each noted while it works."""
+        for hook in self.hooks:
+            self.note(f"{type(hook).__name__} after step {step}", SLOW)
+            yield hook
 
     def step(self, step: int) -> tuple[StepResult, float]:
         """Do step number `step` (from 0); returns what it gave, and its learning rate."""

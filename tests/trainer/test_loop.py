@@ -36,6 +36,7 @@ def trainer(events: Noted, **settings: Any) -> Trainer:
         "hooks": [],
         "guard": guard,
         "stopping": Stopping(Agreement(1)),
+        "note": lambda activity, patience: None,
         "roll_back": roll_back,
     }
     return Trainer(**defaults | settings)

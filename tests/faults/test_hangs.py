@@ -1,0 +1,65 @@
+"""A rank that is frozen, or never comes: the others say who it is, and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from megacpt.trainer.watchdog import HUNG
+from tests.distributed import free_port
+from tests.parity.runs import metrics_of, write_recipe
+
+
+def start(rank: int, recipe: Path, port: int, code: str = "") -> subprocess.Popen[str]:
+    """A rank as a process of its own, for it will not come back."""
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    program = f"{code}\nfrom megacpt.cli import main\nraise SystemExit(main({['--recipe', str(recipe)]!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def test_a_frozen_rank_is_named_and_ends_the_run(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        parallel={"pipeline": 2},
+        training={"tokens": 36 * 8 * 16},
+        evaluation={"every": None, "at_start": False},
+        guard={"hang_timeout_seconds": 4},
+    )
+    port = free_port()
+    ranks = [start(rank, recipe, port) for rank in range(2)]
+    metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+        assert ranks[0].poll() is None, ranks[0].stderr.read() if ranks[0].stderr else ""
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGSTOP)
+    _, said = ranks[0].communicate(timeout=100)
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert ranks[0].returncode == HUNG, said
+    assert "hung: nothing new for" in said
+    assert f"pid {ranks[1].pid}) is frozen or gone" in said
+    assert "train_step" in (tmp_path / "runs" / "small" / "ranks" / "rank_0000.stacks.txt").read_text()
+    assert len(metrics_of(recipe)) >= 3
+
+
+def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, parallel={"data": 2})
+    short = "import megacpt.engine.processes as p; p._meet.__defaults__ = (3.0,)"
+    port = free_port()
+    alone = start(0, recipe, port, code=short)
+    _, said = alone.communicate(timeout=100)
+    assert alone.returncode == 2, said
+    assert "1 of 2 ranks did not come within 3 s (found no rank 1)" in said
