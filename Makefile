@@ -2,7 +2,7 @@
 #
 #   make quickstart                  train a small model on medical text, with or without a GPU
 #   make test                        all tests; TESTS="tests/data -k order" for some
-#   make test-faults                 kills, full disks, damaged files, bad numbers: the long form
+#   make test-faults                 kills, hangs, full disks, damaged files, bad numbers: the long form
 #   make check                       linters, types, import floors
 #   make bench                       benchmarks
 #   make bench-data                  those of building and reading shards, beside others where they are installed

@@ -120,6 +120,7 @@ def _curve_of_rates(resolved: Resolved, width: int) -> Text:
 
 def _train(arguments: argparse.Namespace) -> int:
     end = deadline(arguments, time.time())
+    os.umask(os.umask(0) | 0o002)  # containers often have a umask of 0: a run is nobody else's to change
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     resolved: Resolved = resolve(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     from megacpt.observe.quiet import quiet

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from megacpt.errors import RecipeError
 from megacpt.recipe.architecture import Architecture
@@ -35,6 +37,40 @@ CONTROLLER_KEYS = {
     "random_walk": {"step_size"},
 }
 """The keys of `mixture` that a controller uses, beside every and floor."""
+
+
+SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"|\b(sk|ghp|gho|glpat|xoxb)[-_][A-Za-z0-9_-]{16,}"  # OpenAI, GitHub, GitLab, Slack
+    r"|\bAKIA[A-Z0-9]{16}\b"  # AWS
+    r"|://[^/\s@]+:[^/\s@]+@"  # a password in a URL
+    r"|[?&;](token|key|api_key|secret|password|sig|signature|x-amz-signature)=",
+    re.IGNORECASE,
+)
+"""What tokens, keys and passwords look like."""
+
+
+def no_value_is_a_secret(recipe: Recipe) -> Violations:
+    """A recipe is copied into run folders, checkpoints and logs, so no value may look like a token or a password."""
+
+    def texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                yield from texts(inner, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                yield from texts(inner, key)
+
+    for key, text in texts(recipe.model_dump(mode="json"), ""):
+        if SECRET.search(text):
+            yield RecipeError(
+                "this looks like a secret",
+                where=recipe.where(key),
+                hint="Take it out, and revoke it if the file was shared. Secrets come from the environment (HF_TOKEN, "
+                "WANDB_API_KEY, AWS_*, ~/.netrc).",
+            )
 
 
 def one_batch_size(recipe: Recipe) -> Violations:
@@ -553,6 +589,7 @@ def sequence_fits_the_positions(recipe: Recipe, architecture: Architecture) -> V
 
 
 RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
+    no_value_is_a_secret,
     one_batch_size,
     model_has_a_source,
     flash_attention_needs_half_precision,

@@ -68,7 +68,7 @@ def _plant(engine_class: Any, kind: str, calls: Sequence[int], is_last: bool) ->
 
 def events_of(recipe: Path, name: str) -> list[dict[str, Any]]:
     lines = (recipe.parent / "runs" / name / EVENTS_FILE).read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] not in ("start", "end")]
+    return [event for event in map(json.loads, lines) if event["event"] not in ("start", "end", "checkpoint")]
 
 
 @pytest.mark.parametrize("kind", ["data", "gradient"])

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from megacpt.trainer.watchdog import HUNG
 from tests.distributed import free_port
+from tests.faults.ranks import start
 from tests.parity.runs import metrics_of, write_recipe
-
-
-def start(rank: int, recipe: Path, port: int, code: str = "") -> subprocess.Popen[str]:
-    """A rank as a process of its own, for it will not come back."""
-    environment = {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    program = f"{code}\nfrom megacpt.cli import main\nraise SystemExit(main({['--recipe', str(recipe)]!r}))"
-    return subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
 
 
 def test_a_frozen_rank_is_named_and_ends_the_run(tmp_path: Path) -> None:

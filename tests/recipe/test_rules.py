@@ -14,6 +14,17 @@ from tests.recipe.conftest import Write
 HELD_OUT = "data.domains.web.held_out=shards/web-held-out"
 LAW_TARGET = "data.domains.law.target_weight=1"
 BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
+    rules.no_value_is_a_secret: [
+        (
+            ["data.domains.law.shards=https://me:pass@host/law"],
+            "law.shards: this looks like a secret",
+        ),
+        (
+            ["data.domains.law.shards=s3://b/law?X-Amz-Signature=1f"],
+            "data.domains.law.shards: this looks like a secret",
+        ),
+        (["model.tokenizer=hf_abcdefghijklmnopqrst"], "model.tokenizer: this looks like a secret"),
+    ],
     rules.one_batch_size: [
         (["batch.global_rows=null"], "batch: the global batch is stated in rows or in tokens (found neither"),
         (
