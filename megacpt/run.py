@@ -105,6 +105,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         if is_main:
             CheckpointFolder(folder / "checkpoints").set_aside_after(first_step)
         restore(engine, checkpoint, channel)
+        if recipe.optimizer.reset and checkpoint.parent.parent.resolve() != folder.resolve():
+            engine.forget_moments()
 
     if is_main and saved and (jump := rate_jump(resolved, saved)):
         logger().warning("the learning rate was %.3g at the checkpoint, and goes on with %.3g", *jump)

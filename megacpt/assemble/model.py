@@ -171,7 +171,7 @@ def distillation(recipe: Recipe, domains: Sequence[str]) -> Distillation | None:
         return None
     taught = stated.domains or [name for name, domain in recipe.data.domains.items() if domain.role == "new"]
     numbers = tuple(number for number, name in enumerate(domains) if name in taught)
-    return Distillation(stated.weight, stated.temperature, numbers)
+    return Distillation(stated.weight, stated.temperature, numbers, of_average=stated.teacher == "average")
 
 
 def additions(recipe: Recipe) -> Additions:

@@ -23,6 +23,7 @@ FREE = (
     "training.stop_at_step",
     "data.domains.*.held_out",
     "loss.kernel",
+    "optimizer.reset",
     "guard",
     "parallel",
     "batch.micro_rows",

@@ -28,6 +28,7 @@ def export(
     source: Path,
     target: Path,
     *,
+    kind: str = MASTER,
     max_file_bytes: int = 5 * 10**9,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
@@ -36,6 +37,8 @@ def export(
     Args:
         source: a run folder (its newest checkpoint is taken) or a checkpoint.
         target: a new or empty folder.
+        kind: which weights: the masters, or another kind that the checkpoint has, as `average`. What was frozen has
+            masters only, and these are taken.
         max_file_bytes: a safetensors file is closed before it grows beyond this.
         progress: called with (tensors done, tensors in all).
 
@@ -43,11 +46,14 @@ def export(
         The checkpoint that was exported.
 
     Raises:
-        CheckpointError: there is no complete checkpoint, it is damaged, or the target is not empty.
+        CheckpointError: there is no complete checkpoint, it is damaged or has no such kind, or the target is not empty.
     """
     checkpoint = find_checkpoint(source)
     state = read_state(checkpoint)
-    if found := damage(checkpoint, wanted=lambda file: not file.startswith(f"{TENSORS}/") or f"/{MASTER}-" in file):
+    if found := damage(
+        checkpoint,
+        wanted=lambda file: not file.startswith(f"{TENSORS}/") or any(f"/{each}-" in file for each in (MASTER, kind)),
+    ):
         raise CheckpointError("the checkpoint is damaged", where=str(checkpoint), found=found[0])
     model_files = checkpoint.parent.parent / MODEL_FILES
     if not (model_files / "config.json").is_file():
@@ -56,16 +62,18 @@ def export(
         )
     if target.is_dir() and any(target.iterdir()):
         raise CheckpointError("the folder to export to is not empty", where=str(target), hint="Name a new one.")
+    stored = StoredState(checkpoint)
+    if kind not in stored.kinds:
+        raise CheckpointError(f"the checkpoint holds no {kind}", where=str(checkpoint), hint="Was it kept by the run?")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    stored = StoredState(checkpoint)
     names = list(stored)
     dtype = getattr(torch, state["dtype"])
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for done, name in enumerate(names, start=1):
-            yield name, stored.whole(name).to(dtype)
+            yield name, stored.whole(name, kind).to(dtype)
             progress(done, len(names))
 
     write_safetensors(partial, tensors(), max_file_bytes)

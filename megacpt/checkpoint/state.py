@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from megacpt.checkpoint.channel import Channel
 from megacpt.errors import CheckpointError
+from megacpt.optim.adamw import WEIGHTS
 from megacpt.parallel.fragments import MASTER, Fragment, Held, digests, overlaps
 from megacpt.parallel.slices import Slice
 
@@ -134,6 +135,8 @@ class StoredState:
                 found=stored["shape"],
                 expected=list(fragment.shape),
             )
+        if kind in WEIGHTS and kind not in stored["digests"]:
+            kind = MASTER  # of what was frozen until now
         num_real = fragment.num_real()
         if num_real < values.numel() or kind not in stored["digests"]:
             values.zero_()  # padding; or moments of what was frozen until now

@@ -95,6 +95,10 @@ class Engine(Protocol):
         """Take over counters and state, under whatever layout they were written."""
         ...
 
+    def forget_moments(self) -> None:
+        """Begin the optimizer's moments anew, from the present weights."""
+        ...
+
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         """This rank's parameters: Hugging Face name, tensor, which slice of the whole it is."""
         ...

@@ -22,6 +22,7 @@ from megacpt.engine.head_gradient import HeadGradient
 from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
+from megacpt.engine.teacher import AverageTeacher
 from megacpt.model.objective import Objective
 from megacpt.model.stages import (
     DecoderStage,
@@ -192,6 +193,10 @@ class PipelinedEngine:
             tensor_rank=factory.group.rank,
             data_rank=self.engine.mpu.get_data_parallel_rank(),
         )
+        self.average_teacher: AverageTeacher | None = None
+        if objective.distillation is not None and objective.distillation.of_average:
+            group = self.engine.mpu.get_data_parallel_group()
+            self.average_teacher = AverageTeacher(self.module, self.state.master, group)
 
     def _clip_and_remember_norm(self) -> None:
         """DeepSpeed's plain fp32 path clips by a norm that it then forgets."""
@@ -224,6 +229,8 @@ class PipelinedEngine:
         loss, norm, is_refused = self.judge.verdict()
         sums = torch.stack(list(self.engine.get_additional_losses().values())).view(-1, len(SUM_NAMES))
         values = (sums.double() * self.num_losses).tolist()
+        if self.average_teacher is not None:
+            self.average_teacher.follow()
         return StepResult(
             loss=loss,
             grad_norm=norm,
@@ -259,6 +266,11 @@ class PipelinedEngine:
 
     def load(self, source: StateSource) -> None:
         self.state.fill(source)
+        if self.average_teacher is not None:
+            self.average_teacher.follow()
+
+    def forget_moments(self) -> None:
+        self.optimizer.forget_moments()
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         return self.module.owned_parameters()

@@ -20,6 +20,7 @@ from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
 from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
+from megacpt.engine.teacher import AverageTeacher
 from megacpt.model.objective import Objective
 from megacpt.model.stages import (
     DecoderStage,
@@ -146,6 +147,10 @@ class ShardedEngine:
             tensor_rank=factory.group.rank,
             data_rank=self.mpu.get_data_parallel_rank(),
         )
+        self.average_teacher: AverageTeacher | None = None
+        if objective.distillation is not None and objective.distillation.of_average:
+            group = self.mpu.get_data_parallel_group()
+            self.average_teacher = AverageTeacher(self.module, self.state.master, group)
 
     def _measure(self) -> tuple[float, float]:
         losses = torch.stack(self._losses).sum()[None] / self.num_losses
@@ -174,6 +179,8 @@ class ShardedEngine:
             self.engine.step()
         loss_value, norm, is_refused = self.judge.verdict()
         by_domain = zip(*[iter(self._sums)] * 3, strict=True)
+        if self.average_teacher is not None:
+            self.average_teacher.follow()
         return StepResult(
             loss=loss_value,
             grad_norm=norm,
@@ -201,6 +208,11 @@ class ShardedEngine:
 
     def load(self, source: StateSource) -> None:
         self.state.fill(source)
+        if self.average_teacher is not None:
+            self.average_teacher.follow()
+
+    def forget_moments(self) -> None:
+        self.optimizer.forget_moments()
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter, Slice | None]]:
         for stage in self._stages():

@@ -32,11 +32,13 @@ class Distillation:
         weight: the factor beside the cross-entropy's 1.
         temperature: what both sides' logits are divided by.
         domains: the numbers of the domains whose tokens it acts on.
+        of_average: the teacher follows the running average of the model's weights.
     """
 
     weight: float
     temperature: float
     domains: tuple[int, ...]
+    of_average: bool = False
 
 
 class Objective:

@@ -25,6 +25,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 INITIAL, SLOW, AVERAGE = "initial", "slow", "average"
 """State added here: the weights before the first update, at the last interpolation, and averaged over updates."""
 
+WEIGHTS = (INITIAL, SLOW, AVERAGE)
+"""State that is weights of another time, not a moment: where there is none, the present weights are meant."""
+
 
 @dataclass(frozen=True)
 class Reptile:

@@ -323,7 +323,7 @@ def controllers_see_what_they_mix(recipe: Recipe) -> Violations:
 
 
 def a_teacher_teaches_something(recipe: Recipe) -> Violations:
-    """A teacher acts on domains that are trained on."""
+    """A teacher acts on domains that are trained on, and an average that teaches is kept."""
     distillation = recipe.loss.distillation
     if distillation is None:
         return
@@ -341,6 +341,12 @@ def a_teacher_teaches_something(recipe: Recipe) -> Violations:
             "a teacher teaches on domains of role new, and there are none",
             where=recipe.where("loss.distillation"),
             hint="Name the domains in loss.distillation.domains.",
+        )
+    if distillation.teacher == "average" and recipe.optimizer.average_decay is None:
+        yield RecipeError(
+            "the average that shall teach is not kept",
+            where=recipe.where("loss.distillation.teacher"),
+            hint="Set optimizer.average_decay, for instance 0.999, or teacher: base.",
         )
 
 

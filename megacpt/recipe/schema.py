@@ -290,12 +290,16 @@ class MixtureSection(Section):
 
 
 class DistillationSection(Section):
-    """Holding the model to the base model's predictions while it learns: where there is no text to replay.
+    """Holding the model to a teacher's predictions while it learns: where there is no text to replay.
 
     weight * temperature^2 * KL(teacher || model) is added to the loss of every token of `domains` (Hinton et al. 2015,
     arXiv:1503.02531; on new text, learning without forgetting, Li and Hoiem 2016, arXiv:1606.09282). The teacher runs
     beside the model in the same layout: a third more compute, and its weights in memory.
     """
+
+    teacher: Literal["base", "average"] = "base"
+    """base: the weights that the run began from. average: the running average of `optimizer.average_decay`, which
+    follows slowly; putting it together takes a sum of all fp32 weights over the data axis each step."""
 
     weight: Annotated[float, Field(gt=0)]
     """The factor beside the cross-entropy's 1, on top of a domain's `loss_weight`; 0.2 in DDK (arXiv:2407.16154)."""
@@ -368,10 +372,15 @@ class OptimizerSection(Section):
     reptile: ReptileSection | None = None
     """Interpolation with earlier weights. Takes 4 bytes per parameter, split over the data axis."""
 
+    reset: bool = False
+    """Forget the moments where this run branches off another one (`--resume OTHER`): they begin at zero, and the bias
+    correction warms up again. arXiv:2403.08763 does so between datasets. A run that resumes itself keeps its own."""
+
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a running average of the fp32 weights beside training, which it does not change: average <- d * average + (1
     - d) * theta after every step, from the initial weights on. It spans about 1 / (1 - d) steps. Averages can stand in
-    for a decay of the learning rate (arXiv:2511.18903). Takes 4 bytes per parameter, split over the data axis."""
+    for a decay of the learning rate (arXiv:2511.18903). `megacpt export --average` writes it. Takes 4 bytes per
+    parameter, split over the data axis."""
 
 
 class RateSection(Section):

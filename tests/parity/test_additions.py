@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megacpt.optim.adamw import Additions, Reptile
+from megacpt.checkpoint.export import export
+from megacpt.errors import CheckpointError
+from megacpt.optim.adamw import AVERAGE, Additions, Reptile
 from megacpt.parallel.grid import Grid
 from tests.distributed import run_ranks
 from tests.parity import tiny
@@ -100,7 +103,7 @@ def test_a_stage_without_anything_to_train_is_refused(tmp_path: Path) -> None:
         run_ranks(2, train, folder, (2, 1, 1), lr_multipliers={"model.embed_tokens.*": 0.0, "model.layers.[01].*": 0.0})
 
 
-def test_a_resume_goes_on_with_what_was_remembered(tmp_path: Path) -> None:
+def test_a_resume_goes_on_with_what_was_remembered_in_any_layout(tmp_path: Path) -> None:
     optimizer = {
         "decay_to": "initial",
         "reptile": {"every_steps": 3, "step_size": 0.5},
@@ -114,3 +117,42 @@ def test_a_resume_goes_on_with_what_was_remembered(tmp_path: Path) -> None:
     assert run_command(2, recipe, *interrupted, "--resume", "auto") == [0, 0]
     assert metrics_of(recipe, "interrupted") == metrics_of(recipe)
     assert evaluations_of(recipe, "interrupted")[-1] == evaluations_of(recipe)[-1]
+
+    checkpoint = tmp_path / "runs" / "interrupted" / "checkpoints" / "step_000004"
+    elsewhere = ["--set", "name=elsewhere", "--set", "parallel.zero_stage=1", "--set", "parallel.pipeline=2"]
+    assert run_command(2, recipe, *elsewhere, "--resume", str(checkpoint)) == [0, 0]
+    losses = [[record["loss"] for record in metrics_of(recipe, name)[-4:]] for name in ("small", "elsewhere")]
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=0.0)
+
+
+def test_the_average_is_exported(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, optimizer={"average_decay": 0.75, "lr_multipliers": {"*.norm.weight": 0}})
+    exports = {}
+    for step in (0, 1):
+        name = f"stopped-{step}"
+        assert run_command(1, recipe, "--set", f"name={name}", "--set", f"training.stop_at_step={step}") == [0]
+        export(tmp_path / "runs" / name, tmp_path / name)
+        exports[step] = load_file(tmp_path / name / "model.safetensors")
+    with pytest.raises(CheckpointError, match="holds no average"):
+        export(tmp_path / "runs" / "stopped-0", tmp_path / "average", kind=AVERAGE)
+    export(tmp_path / "runs" / "stopped-1", tmp_path / "average", kind=AVERAGE)
+    average = load_file(tmp_path / "average" / "model.safetensors")
+    assert average.keys() == exports[0].keys()
+    for name, values in average.items():
+        torch.testing.assert_close(values, 0.75 * exports[0][name] + 0.25 * exports[1][name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_branch_forgets_the_moments_once(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    assert run_command(1, recipe, "--set", "training.stop_at_step=4") == [0]
+    from_trunk = ["--resume", str(tmp_path / "runs" / "small")]
+    reset = ["--set", "optimizer.reset=true"]
+    assert run_command(1, recipe, *from_trunk, "--set", "name=plain") == [0]
+    assert run_command(1, recipe, *from_trunk, *reset, "--set", "name=reset") == [0]
+    halved = [*reset, "--set", "name=halved"]
+    assert run_command(1, recipe, *from_trunk, *halved, "--set", "training.stop_at_step=6") == [0]
+    assert run_command(1, recipe, *halved, "--resume", "auto") == [0]
+    plain, forgetful, resumed = (metrics_of(recipe, name)[-4:] for name in ("plain", "reset", "halved"))
+    assert plain[0]["loss"] == forgetful[0]["loss"]
+    assert plain[1]["loss"] != forgetful[1]["loss"]
+    assert resumed == forgetful

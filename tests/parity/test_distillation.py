@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from megacpt.model.objective import Distillation
+from megacpt.optim.adamw import Additions
 from tests.distributed import run_ranks
 from tests.parity import tiny
 from tests.parity.engines import train
@@ -50,8 +52,10 @@ def row_divergence(student: torch.nn.Module, teacher: torch.nn.Module, row: tiny
     return total
 
 
-def slow_training(folder: Path, teacher_folder: Path) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step, with transformers alone."""
+def slow_training(
+    folder: Path, teacher_folder: Path, average_decay: float | None = None, weight: float = DISTILLATION.weight
+) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of each step, with transformers alone; the teacher may follow the average."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     teacher = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32, attn_implementation="eager")
     groups = [
@@ -59,7 +63,7 @@ def slow_training(folder: Path, teacher_folder: Path) -> list[tuple[float, float
         dict(params=[p for p in model.parameters() if p.ndim == 1], weight_decay=0.0),
     ]
     optimizer = torch.optim.AdamW(groups, lr=tiny.LEARNING_RATE, betas=tiny.BETAS)
-    factor = DISTILLATION.weight * DISTILLATION.temperature**2
+    factor = weight * DISTILLATION.temperature**2
     history = []
     for step in range(NUM_STEPS):
         rows = tiny.rows_of_step(step)
@@ -74,6 +78,10 @@ def slow_training(folder: Path, teacher_folder: Path) -> list[tuple[float, float
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), tiny.CLIPPING)
         optimizer.step()
         optimizer.zero_grad()
+        if average_decay is not None:
+            with torch.no_grad():
+                for average, parameter in zip(teacher.parameters(), model.parameters(), strict=True):
+                    average.copy_(average_decay * average + (1 - average_decay) * parameter)
         history.append((total.item(), norm.item()))
     return history
 
@@ -87,6 +95,19 @@ def test_a_taught_run_is_the_same_on_every_layout(tmp_path: Path) -> None:
         for layout, variant in layouts:
             world_size = layout[0] * layout[1] * layout[2]
             assert_same(run_ranks(world_size, train, folder, layout, **options, **variant), expected)
+
+
+def test_a_teacher_can_follow_the_average(tmp_path: Path) -> None:
+    folder = tiny.save_tiny_model("llama-tied", tmp_path)
+    expected = slow_training(folder, folder, average_decay=0.6, weight=5.0)
+    options: dict[str, Any] = dict(
+        teacher=folder,
+        distillation=replace(DISTILLATION, of_average=True, weight=5.0),
+        additions=Additions(average_decay=0.6),
+        num_steps=NUM_STEPS,
+    )
+    assert_same(run_ranks(4, train, folder, (2, 1, 2), **options), expected)
+    assert_same(run_ranks(2, train, folder, (1, 1, 2), zero_stage=3, **options), expected)
 
 
 def test_a_resume_has_the_same_teacher(tmp_path: Path) -> None:

@@ -124,6 +124,10 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
             ["loss.distillation={weight: 0.2}", "data.domains.law.role=replay"],
             "loss.distillation: a teacher teaches on domains of role new",
         ),
+        (
+            ["loss.distillation={weight: 0.2, teacher: average}"],
+            "loss.distillation.teacher: the average that shall teach is not kept",
+        ),
     ],
     rules.stages_follow_each_other: [
         (["data.stages=[{at: 2M}]"], "data.stages.0.at: a stage begins inside the run"),

@@ -10,6 +10,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("source", type=Path, metavar="RUN", help="a run folder (its newest checkpoint) or a checkpoint")
     parser.add_argument("target", type=Path, metavar="OUTPUT", help="the folder to write; new or empty")
+    parser.add_argument("--average", action="store_true", help="the running average of optimizer.average_decay")
     parser.add_argument("--max-file-size", default="5GB", metavar="SIZE", help="of one safetensors file (default: 5GB)")
 
 
@@ -19,6 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from megacpt.checkpoint.export import export
+    from megacpt.checkpoint.state import MASTER
+    from megacpt.optim.adamw import AVERAGE
     from megacpt.units import parse_bytes
 
     columns = (TextColumn("exporting"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn())
@@ -27,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         checkpoint = export(
             arguments.source,
             arguments.target,
+            kind=AVERAGE if arguments.average else MASTER,
             max_file_bytes=parse_bytes(arguments.max_file_size),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

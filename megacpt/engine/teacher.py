@@ -1,0 +1,54 @@
+"""A teacher that follows: its weights are the running average that the optimizer keeps of the model's.
+
+After every update each rank puts its part of the averages together with those of the other data-parallel ranks, one
+parameter at a time, and rounds them to the teacher's dtype. Done after every update, a resumed run has the teacher that
+the uninterrupted one has.
+"""
+
+from __future__ import annotations
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from megacpt.engine.master import MasterState
+from megacpt.model.taught import TaughtStage
+from megacpt.optim.adamw import AVERAGE
+
+
+class AverageTeacher:
+    """The teacher's parameters in a module of `TaughtStage`s, and the averages that they are made from.
+
+    Args:
+        module: what the engine trains.
+        master: finds the averages.
+        data_group: the data-parallel ranks.
+    """
+
+    def __init__(self, module: nn.Module, master: MasterState, data_group: dist.ProcessGroup) -> None:
+        self.master, self.data_group = master, data_group
+        self.pairs = [
+            pair
+            for stage in module.modules()
+            if isinstance(stage, TaughtStage)
+            for pair in zip(stage.student.parameters(), stage.teacher.parameters(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Make the teacher's weights the averages, once there are some. Collective."""
+        if not self.master.num_updates():
+            return
+        for student, teacher in self.pairs:
+            if not student.requires_grad:
+                continue
+            split_numel: int | None = getattr(teacher, "ds_numel", None)
+            average = torch.zeros(split_numel or teacher.numel(), device=student.device)
+            place = self.master.place(student)
+            if place is not None:
+                average[place.start : place.start + place.numel] = self.master.values(place)[AVERAGE]
+            if place is None or place.is_sharded:
+                dist.all_reduce(average, group=self.data_group)
+            with deepspeed.zero.GatheredParameters([teacher], modifier_rank=0, enabled=split_numel is not None):
+                teacher.copy_(average.view_as(teacher))
