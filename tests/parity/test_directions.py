@@ -1,7 +1,7 @@
 """Each method does what it is for: a small model knows one random language, and learns another without replay.
 
-The languages are Markov chains that share a third of their contexts. The margins asserted are less than half of what was
-measured (docs/steering_weights.md).
+The languages are Markov chains that share a third of their contexts. The margins asserted are less than half of what
+was measured (docs/steering_weights.md).
 """
 
 from __future__ import annotations
