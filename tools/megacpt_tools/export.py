@@ -20,8 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from megacpt.checkpoint.export import export
-    from megacpt.checkpoint.state import MASTER
     from megacpt.optim.adamw import AVERAGE
+    from megacpt.parallel.fragments import MASTER
     from megacpt.units import parse_bytes
 
     columns = (TextColumn("exporting"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn())
