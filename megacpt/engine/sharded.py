@@ -67,7 +67,6 @@ class StagesInLine(nn.Module):
         settings: EngineSettings,
         config: dict,
         teacher: StageFactory | None,
-        data_group: dist.ProcessGroup,
     ) -> None:
         super().__init__()
         # A taught layer recomputes its student alone.
@@ -76,7 +75,7 @@ class StagesInLine(nn.Module):
         def build(kind: type[Stage], *args: int, **options: bool) -> nn.Module:
             stage = kind(factory, *args) if teacher is None else TaughtStage(kind, factory, teacher, *args, **options)
             if settings.zero_stage == WEIGHTS_SHARDED:
-                deepspeed.zero.Init(module=stage, config_dict_or_path=config, data_parallel_group=data_group)
+                deepspeed.zero.Init(module=stage, config_dict_or_path=config, mpu=None)
             return stage
 
         recompute = {} if teacher is None else {"recompute": settings.activation_checkpointing}
@@ -125,11 +124,10 @@ class ShardedEngine:
         self.objective.weight_factor = float(grid.data)
         self.num_losses = settings.num_micro_batches * grid.data
         config = deepspeed_config(settings, grid.data)
+        self.module = StagesInLine(factory, objective, settings, config, teacher)
+        self.optimizer = make_optimizer(((name, parameter) for name, parameter, _ in self.parameters()), settings)
         topology = PipeModelDataParallelTopology(num_pp=1, num_mp=grid.tensor, num_dp=grid.data)
         self.mpu = PipelineParallelGrid(topology=topology)
-        data_group = self.mpu.get_data_parallel_group()
-        self.module = StagesInLine(factory, objective, settings, config, teacher, data_group)
-        self.optimizer = make_optimizer(((name, parameter) for name, parameter, _ in self.parameters()), settings)
         self.judge = Judge(self._measure)
         self.optimizer.is_refused = self.judge.is_refused
         self.engine, *_ = deepspeed.initialize(
@@ -151,6 +149,7 @@ class ShardedEngine:
         )
         self.average_teacher: AverageTeacher | None = None
         if objective.distillation is not None and objective.distillation.of_average:
+            data_group = self.mpu.get_data_parallel_group()
             self.average_teacher = AverageTeacher(self.module, self.state.master, data_group)
 
     def _measure(self) -> tuple[float, float]:
