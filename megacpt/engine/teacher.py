@@ -2,12 +2,11 @@
 
 After every update each rank puts its part of the averages together with those of the other data-parallel ranks, one
 parameter at a time, and rounds them to the teacher's dtype. Done after every update, a resumed run has the teacher that
-the uninterrupted one has.
+the uninterrupted one has. Not for ZeRO-3, under which a teacher is split over the data axis too.
 """
 
 from __future__ import annotations
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -43,12 +42,10 @@ class AverageTeacher:
         for student, teacher in self.pairs:
             if not student.requires_grad:
                 continue
-            split_numel: int | None = getattr(teacher, "ds_numel", None)
-            average = torch.zeros(split_numel or teacher.numel(), device=student.device)
+            average = torch.zeros(teacher.numel(), device=student.device)
             place = self.master.place(student)
             if place is not None:
                 average[place.start : place.start + place.numel] = self.master.values(place)[AVERAGE]
             if place is None or place.is_sharded:
                 dist.all_reduce(average, group=self.data_group)
-            with deepspeed.zero.GatheredParameters([teacher], modifier_rank=0, enabled=split_numel is not None):
-                teacher.copy_(average.view_as(teacher))
+            teacher.copy_(average.view_as(teacher))
