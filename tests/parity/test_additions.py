@@ -118,10 +118,10 @@ def test_a_resume_goes_on_with_what_was_remembered_in_any_layout(tmp_path: Path)
     assert metrics_of(recipe, "interrupted") == metrics_of(recipe)
     assert evaluations_of(recipe, "interrupted")[-1] == evaluations_of(recipe)[-1]
 
-    checkpoint = tmp_path / "runs" / "interrupted" / "checkpoints" / "step_000004"
+    checkpoint = tmp_path / "runs" / "interrupted" / "checkpoints" / "step_000006"
     elsewhere = ["--set", "name=elsewhere", "--set", "parallel.zero_stage=1", "--set", "parallel.pipeline=2"]
     assert run_command(2, recipe, *elsewhere, "--resume", str(checkpoint)) == [0, 0]
-    losses = [[record["loss"] for record in metrics_of(recipe, name)[-4:]] for name in ("small", "elsewhere")]
+    losses = [[record["loss"] for record in metrics_of(recipe, name)[-2:]] for name in ("small", "elsewhere")]
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-5, atol=0.0)
 
 
