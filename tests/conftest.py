@@ -16,8 +16,13 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples in every run, and none that fails for being slow.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported

@@ -57,6 +57,7 @@ FREE_CHANGES = {
     "batch.micro_rows": "batch.micro_rows=2",
     "model.attention": "model.attention=eager",
     "model.vocab_multiple": "model.vocab_multiple=64",
+    "optimizer.reset": "optimizer.reset=true",
 }
 
 

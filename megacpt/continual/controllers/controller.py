@@ -106,7 +106,9 @@ def bounded(shares: Numbers, floor: float, ceilings: Numbers) -> dict[str, float
     if all(lowest[name] <= share <= highest[name] for name, share in shares.items()):
         return dict(shares)
     if math.fsum(highest.values()) <= 1:
-        return normalised(highest if any(highest.values()) else shares)
+        if not any(highest.values()):
+            highest = {name: _servable(share) for name, share in shares.items()}
+        return normalised(highest)
 
     def scaled(logarithm: float) -> dict[str, float]:
         scale = math.exp(logarithm)

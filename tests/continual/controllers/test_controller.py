@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megacpt.continual.controllers.controller import (
@@ -19,6 +19,7 @@ from megacpt.continual.controllers.controller import (
 from megacpt.data.mixture import Mixture
 
 
+@example([(1.0, 0.0), (1e-5, 0.0)], 1.0)
 @given(st.lists(st.tuples(st.floats(1e-12, 1.0), st.floats(0, 1.5)), min_size=1, max_size=8), st.floats(0, 1))
 def test_bounds_are_kept_and_what_is_free_keeps_its_proportions(
     domains: list[tuple[float, float]], part: float
