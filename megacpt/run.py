@@ -27,7 +27,7 @@ from megacpt.observe.flops import mfu
 from megacpt.observe.log import logger
 from megacpt.parallel.agreement import Agreement
 from megacpt.parallel.grid import Grid
-from megacpt.parallel.preflight import compare_ranks, digest, versions
+from megacpt.parallel.preflight import MAX_CLOCK_SKEW_SECONDS, compare_ranks, digest, versions
 from megacpt.recipe import Architecture, Resolved
 from megacpt.trainer.guard import Guard, GuardSettings
 from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
@@ -92,7 +92,9 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     data.check_epochs(recipe, stream, resolved.last_step)
 
     facts = versions() | {"the recipe": digest(recipe.model_dump(mode="json")), "the data": digest(history.to_json())}
-    compare_ranks(facts, world.world_size)
+    skew_seconds = compare_ranks(facts, world.world_size)
+    if skew_seconds > MAX_CLOCK_SKEW_SECONDS:
+        logger().warning("the nodes' clocks differ by %.0f s: times in their logs cannot be compared", skew_seconds)
     watchdog = Watchdog(folder / "ranks", world.rank, world.world_size, recipe.guard.hang_timeout_seconds)
     watchdog.start()
 

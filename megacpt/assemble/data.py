@@ -149,7 +149,7 @@ def check_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:
     Raises:
         DataError: one would be read more than 16 times, and `max_epochs` does not say that it may.
     """
-    for domain in rows.report(num_steps):
+    for domain in rows.report(num_steps) if num_steps else ():
         limit = recipe.data.domains[domain.name].max_epochs if domain.name in recipe.data.domains else math.inf
         if domain.epochs <= limit:
             continue

@@ -16,10 +16,10 @@ from importlib import metadata
 import torch.distributed as dist
 
 from megacpt.errors import LaunchError
-from megacpt.observe.log import logger
 
 PACKAGES = ("megacpt", "torch", "deepspeed", "transformers", "triton", "numpy", "safetensors", "tokenizers")
 MAX_CLOCK_SKEW_SECONDS = 5.0
+"""Beyond this, times in the logs of two nodes cannot be compared."""
 
 
 def versions() -> dict[str, str]:
@@ -38,18 +38,21 @@ def digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def compare_ranks(facts: Mapping[str, str], world_size: int) -> None:
-    """Refuse ranks that differ in a fact; warn of clocks that do. Collective.
+def compare_ranks(facts: Mapping[str, str], world_size: int) -> float:
+    """Refuse ranks that differ in a fact. Collective.
 
     Args:
         facts: name -> value, the same names on every rank.
         world_size: ranks; 1 has nothing to compare.
 
+    Returns:
+        How far the ranks' clocks are apart, in seconds.
+
     Raises:
         LaunchError: on every rank, naming the first difference and who differs from most others.
     """
     if world_size == 1:
-        return
+        return 0.0
     group = dist.new_group(backend="gloo")
     dist.barrier(group)  # so that all look at their clocks at the same time
     everyone: list[tuple[dict[str, str], float]] = [({}, 0.0)] * world_size
@@ -69,6 +72,4 @@ def compare_ranks(facts: Mapping[str, str], world_size: int) -> None:
                 hint="All nodes must see the same environment, recipe and shards.",
             )
     clocks = [clock for _, clock in everyone]
-    skew = max(clocks) - min(clocks)
-    if skew > MAX_CLOCK_SKEW_SECONDS:
-        logger().warning("the nodes' clocks differ by %.0f s: times in their logs cannot be compared", skew)
+    return max(clocks) - min(clocks)
