@@ -409,6 +409,19 @@ def pipeline_limits_zero(recipe: Recipe) -> Violations:
         )
 
 
+def zero_3_needs_whole_matrices(recipe: Recipe) -> Violations:
+    """ZeRO 3 splits weights as it finds them: beside tensor parallelism it has not been shown to work."""
+    parallel = recipe.parallel
+    if parallel.tensor > 1 and parallel.zero_stage == 3:
+        yield RecipeError(
+            "ZeRO 3 does not go with tensor parallelism here",
+            where=recipe.where("parallel.zero_stage"),
+            found=f"zero_stage 3 with tensor {parallel.tensor}",
+            expected="zero_stage 1 or 2, or tensor: 1",
+            hint="ZeRO 3 alone splits weights over all ranks; tensor parallelism does it with ZeRO 1.",
+        )
+
+
 def bf16_needs_zero_1(recipe: Recipe) -> Violations:
     """DeepSpeed keeps fp32 master weights of a bf16 model only in its ZeRO optimizers."""
     if recipe.model.dtype == "bfloat16" and recipe.parallel.zero_stage == 0:
@@ -618,6 +631,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     stages_follow_each_other,
     stages_weigh_trained_domains,
     pipeline_limits_zero,
+    zero_3_needs_whole_matrices,
     bf16_needs_zero_1,
     sequence_parallel_splits,
     partition_has_all_stages,

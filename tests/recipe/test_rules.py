@@ -146,6 +146,7 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         (["parallel={pipeline: 2, zero_stage: 3}"], "Use zero_stage: 1 (and more pipeline or tensor"),
     ],
     rules.bf16_needs_zero_1: [
+        (["parallel={tensor: 2, zero_stage: 3}"], "parallel.zero_stage: ZeRO 3 does not go with tensor"),
         (["parallel.zero_stage=0"], "parallel.zero_stage: a bf16 model needs ZeRO for its fp32 master weights"),
     ],
     rules.sequence_parallel_splits: [
@@ -228,7 +229,7 @@ SOUND: list[list[str]] = [
     ["batch={global_rows: null, global_tokens: 1Ki}"],
     ["data.domains.code={role: anchor, held_out: x}"],
     ["parallel={pipeline: 2, zero_stage: 1, tensor: 2, sequence_parallel: true, partition: [3, 1]}"],
-    ["parallel={zero_stage: 3, tensor: 4}"],
+    ["parallel={zero_stage: 2, tensor: 4}"],
     ["lr={schedule: wsd, decay: 20%, decay_shape: linear, min: 0}"],
     ["lr={schedule: constant}"],
     ["lr={schedule: infinite_inverse_sqrt, constant: 5e-5, cooldown: 30%, anneal: 10%}"],
