@@ -145,8 +145,10 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         (["parallel={pipeline: 2, zero_stage: 2}"], "parallel.zero_stage: ZeRO 2 and 3 are incompatible with pipeline"),
         (["parallel={pipeline: 2, zero_stage: 3}"], "Use zero_stage: 1 (and more pipeline or tensor"),
     ],
-    rules.bf16_needs_zero_1: [
+    rules.zero_3_needs_whole_matrices: [
         (["parallel={tensor: 2, zero_stage: 3}"], "parallel.zero_stage: ZeRO 3 does not go with tensor"),
+    ],
+    rules.bf16_needs_zero_1: [
         (["parallel.zero_stage=0"], "parallel.zero_stage: a bf16 model needs ZeRO for its fp32 master weights"),
     ],
     rules.sequence_parallel_splits: [
