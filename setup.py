@@ -78,6 +78,7 @@ setup(
         "ninja",
         "numpy>=2",
         "orjson>=3.10",
+        "packaging>=24",
         "plotext>=6",
         "pyarrow>=18",
         "pydantic>=2.11",

@@ -17,7 +17,7 @@ from megacpt import __version__
 from megacpt.assemble.schedule import schedule
 from megacpt.assemble.stages import layers_per_stage, stage_bounds
 from megacpt.errors import MegacptError
-from megacpt.recipe import Resolved, load_recipe, resolve, show
+from megacpt.recipe import Resolved, least_world_size, load_recipe, resolve, show
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -95,9 +95,7 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     import rich.console
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    layout = recipe.parallel
-    least = layout.pipeline * layout.tensor * (1 if layout.data == "auto" else layout.data)
-    resolved = resolve(recipe, arguments.world_size or least)
+    resolved = resolve(recipe, arguments.world_size or least_world_size(recipe))
     shape = resolved.architecture
     layers = None if shape is None else layers_per_stage(stage_bounds(recipe, shape), shape.num_layers)
     console = rich.console.Console()

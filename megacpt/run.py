@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megacpt.assemble import data, mixture, model, resume
+from megacpt.assemble import data, mixture, model, preflight, resume
 from megacpt.assemble.evaluation import budget_watch, occasions
 from megacpt.assemble.outputs import open_sinks
 from megacpt.assemble.schedule import rate_jump, schedule
@@ -21,6 +21,7 @@ from megacpt.checkpoint.folder import CheckpointFolder, Retention
 from megacpt.checkpoint.saving import Saver
 from megacpt.data.stream import Stream
 from megacpt.engine.processes import World, from_main, make_tensor_group
+from megacpt.evaluate.base_loss import check_base_loss
 from megacpt.evaluate.evaluator import Evaluator
 from megacpt.observe.events import Events
 from megacpt.observe.flops import mfu
@@ -80,7 +81,13 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     architecture = Architecture.from_config(config.to_dict())
     training = data.open_corpora(recipe, "shards", plan.vocab_size)
     held_out = data.open_corpora(recipe, "held_out", plan.vocab_size)
-    data.check_tokenizers(recipe, {"shards": training, "held_out": held_out}, model.tokenizer_fingerprint(recipe, base))
+    source = model.weights(recipe, plan, base)
+    preflight.check_head(plan, source)
+    parts = {"shards": training, "held_out": held_out}
+    data.check_tokenizers(recipe, parts, model.tokenizer_fingerprint(recipe, base))
+    preflight.check_special_tokens(recipe, parts, model.special_tokens(recipe, base))
+    if is_main:
+        preflight.check_disk(resolved, architecture, folder)
     if checkpoint and saved:
         plan_of_data, texts = data.plan(resolved), data.records(recipe, training)
         history = resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
@@ -100,7 +107,6 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
 
     # The engine, with the weights of the base model or of the checkpoint.
     group = make_tensor_group(grid, world.rank)
-    source = model.weights(recipe, plan, base)
     bounds = stage_bounds(recipe, architecture)
     engine = model.engine(resolved, plan, source, bounds, grid, group, domains=stream.names)
     if checkpoint:
@@ -166,7 +172,11 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         occasions=due,
         at_start=recipe.evaluation.at_start,
         at_end=recipe.evaluation.at_end,
-        then=[*([steering] if steering else []), watch],
+        then=[
+            partial(check_base_loss, recipe.evaluation.base_loss),
+            *([steering] if steering else []),
+            watch,
+        ],
         interrupted=stopping.now,
         is_due=saved is not None and saved["evaluation_is_due"],
     )

@@ -14,6 +14,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from megacpt.assemble.stages import layers_per_stage
 from megacpt.checkpoint.huggingface import SafetensorsWeights, find_folder, read_config
+from megacpt.data.special_tokens import SpecialTokens, open_library
+from megacpt.data.special_tokens import special_tokens as read_special_tokens
 from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
 from megacpt.engine.engine import Engine
 from megacpt.engine.pipelined import PipelinedEngine
@@ -206,10 +208,21 @@ def describe(resolved: Resolved, plan: Blueprint, bounds: Sequence[int], device:
 
 def tokenizer_fingerprint(recipe: Recipe, folder: Path | None) -> str | None:
     """The fingerprint of the model's tokenizer, as manifests have it; None where there is no tokenizer.json."""
+    path = _tokenizer_file(recipe, folder)
+    return None if path is None else hugging_face_fingerprint(path)
+
+
+def special_tokens(recipe: Recipe, folder: Path | None) -> SpecialTokens | None:
+    """What the model knows documents to begin and end with; None where there is no tokenizer.json to say."""
+    path = _tokenizer_file(recipe, folder)
+    return None if path is None else read_special_tokens(path, open_library(path))
+
+
+def _tokenizer_file(recipe: Recipe, folder: Path | None) -> Path | None:
     named = recipe.model.tokenizer
     tokenizer = folder if named is None else find_folder(named)
     path = None if tokenizer is None else tokenizer / "tokenizer.json"
-    return hugging_face_fingerprint(path) if path is not None and path.is_file() else None
+    return path if path is not None and path.is_file() else None
 
 
 def keep_model_files(recipe: Recipe, plan: Blueprint, folder: Path | None, target: Path) -> None:

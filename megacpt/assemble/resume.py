@@ -22,6 +22,7 @@ FREE = (
     "checkpoint",
     "training.stop_at_step",
     "data.domains.*.held_out",
+    "data.special_tokens",
     "loss.kernel",
     "optimizer.reset",
     "guard",

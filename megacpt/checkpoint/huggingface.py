@@ -92,6 +92,10 @@ class SafetensorsWeights:
                 hint="Load and save an older format with transformers: its save_pretrained writes safetensors.",
             )
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the folder has the tensor `name`."""
+        return name in self.files or name.removeprefix(f"{self.base_name}.") in self.files
+
     def _open(self, file: str) -> safe_open:
         try:
             return safe_open(self.folder / file, framework="pt")
@@ -109,13 +113,13 @@ class SafetensorsWeights:
         Raises:
             ModelError: the folder has no such tensor.
         """
-        stored = name if name in self.files else name.removeprefix(f"{self.base_name}.")
-        if stored not in self.files:
+        if name not in self:
             raise ModelError(
                 f"the model's folder has no tensor '{name}'",
                 where=str(self.folder),
                 hint="The weights are incomplete, or of another architecture than config.json.",
             )
+        stored = name if name in self.files else name.removeprefix(f"{self.base_name}.")
         with self._open(self.files[stored]) as file:
             if piece is None:
                 return file.get_tensor(stored)

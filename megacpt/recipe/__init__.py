@@ -8,8 +8,9 @@ from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.explain import explain, show
 from megacpt.recipe.importance import objective
 from megacpt.recipe.load import dump_recipe, load_recipe, recipes_folder
+from megacpt.recipe.memory import checkpoint_bytes, num_checkpoints
 from megacpt.recipe.model_config import check_promises, find_architecture
-from megacpt.recipe.resolve import Resolved, ResolvedRate, resolve, resolve_rates
+from megacpt.recipe.resolve import Resolved, ResolvedRate, least_world_size, resolve, resolve_rates
 from megacpt.recipe.schema import Recipe
 from megacpt.recipe.shares import token_shares
 
@@ -19,10 +20,13 @@ __all__ = [
     "Resolved",
     "ResolvedRate",
     "check_promises",
+    "checkpoint_bytes",
     "dump_recipe",
     "explain",
     "find_architecture",
+    "least_world_size",
     "load_recipe",
+    "num_checkpoints",
     "objective",
     "recipes_folder",
     "resolve",

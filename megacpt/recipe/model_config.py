@@ -52,8 +52,7 @@ def check_promises(recipe: Recipe, config: Mapping[str, Any], where: str) -> Non
     Raises:
         RecipeError: with every contradiction.
     """
-    # Since transformers 5 the rotary embedding's values live under rope_parameters.
-    actual = {**(config.get("rope_parameters") or {}), **config}
+    actual, promised = _flat(config), _flat(recipe.model.config)
     refuse(
         [
             RecipeError(
@@ -63,7 +62,20 @@ def check_promises(recipe: Recipe, config: Mapping[str, Any], where: str) -> Non
                 expected=repr(value),
                 hint="Mend the recipe, or take another model.",
             )
-            for key, value in recipe.model.config.items()
+            for key, value in promised.items()
             if actual.get(key) is not None and actual[key] != value
         ]
     )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the rotary embedding's values beside the others, by the names that they had before transformers 5.
+
+    It moved `rope_theta` and `rope_scaling` into `rope_parameters`, which has a mapping per kind of layer where they
+    differ: there `rope_theta` was that of full attention, `rope_local_base_freq` that of sliding windows (Gemma 3).
+    """
+    rotary = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    full, sliding = rotary.pop("full_attention", None) or {}, rotary.pop("sliding_attention", None) or {}
+    local = {"rope_local_base_freq": sliding["rope_theta"]} if "rope_theta" in sliding else {}
+    others = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
+    return {**rotary, **full, **local, **others}

@@ -161,6 +161,12 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     )
 
 
+def least_world_size(recipe: Recipe) -> int:
+    """The fewest processes that the recipe's layout needs."""
+    layout = recipe.parallel
+    return layout.pipeline * layout.tensor * (1 if layout.data == "auto" else layout.data)
+
+
 def _data_degree(recipe: Recipe, world_size: int) -> int:
     """The data-parallel degree that fills the world."""
     if world_size < 1:

@@ -545,21 +545,23 @@ def phases_fit_the_run(recipe: Recipe) -> Violations:
 
 
 def budgets_can_be_measured(recipe: Recipe) -> Violations:
-    """A budget of forgetting names a domain with held-out text, and the base model is evaluated."""
-    for name in recipe.forgetting:
+    """Budgets of forgetting and known base losses name domains with held-out text; the base model is evaluated."""
+    measured = [("a budget of forgetting", "forgetting", name) for name in recipe.forgetting]
+    measured += [("a known base loss", "evaluation.base_loss", name) for name in recipe.evaluation.base_loss]
+    for what, key, name in measured:
         if name not in recipe.data.domains or not recipe.data.domains[name].held_out:
             yield RecipeError(
-                "a budget of forgetting needs a domain with held-out text",
-                where=recipe.where(f"forgetting.{name}"),
+                f"{what} needs a domain with held-out text",
+                where=recipe.where(f"{key}.{name}"),
                 found=f"'{name}', which is no domain" if name not in recipe.data.domains else f"'{name}' without any",
                 expected=", ".join(key for key, domain in recipe.data.domains.items() if domain.held_out) or None,
             )
-    if recipe.forgetting and not recipe.evaluation.at_start:
+    if measured and not recipe.evaluation.at_start:
         yield RecipeError(
-            "forgetting is measured from the base model's loss",
+            "forgetting is measured from the base model's loss, which the evaluation before the first step gives",
             where=recipe.where("evaluation.at_start"),
             found="false",
-            expected="true, with budgets in forgetting",
+            expected="true, with forgetting or evaluation.base_loss",
         )
 
 

@@ -174,6 +174,10 @@ class DataSection(Section):
     """Attention, positions and labels stop at document borders, as in Llama 3's pre-training (arXiv:2407.21783, section
     3.2). Off: documents packed into one row see each other, as in GPT-3's (arXiv:2005.14165)."""
 
+    special_tokens: Literal["as_model", "as_built"] = "as_model"
+    """as_model: documents in shards must begin with BOS as the model's tokenizer does it, and end with an EOS that the
+    model names; else the run is refused before its first step. as_built: take the shards as they are."""
+
     stages: Annotated[tuple[StageSection, ...], Field(strict=False)] = ()
     """What changes on the way, in the order of their `at`."""
 
@@ -458,6 +462,11 @@ class EvaluationSection(Section):
 
     at_end: bool = True
     """After the last step."""
+
+    base_loss: dict[DomainName, float] = {}
+    """Domain -> the held-out loss that the base model is known to have, in nats per token, from an earlier run with the
+    same held-out text, `tokens_per_domain` and rows. A run whose evaluation before the first step is more than 0.02
+    nats away from it is refused."""
 
     over_budget: Literal["warn", "checkpoint", "stop"] = "warn"
     """What to do when a domain is over its budget in `forgetting`: warn at each evaluation; also save a checkpoint;

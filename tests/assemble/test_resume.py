@@ -52,6 +52,7 @@ FREE_CHANGES = {
     "training.stop_at_step": "training.stop_at_step=9",
     "data.domains.*.held_out": "data.domains.web.held_out=new-web",
     "loss.kernel": "loss.kernel=reference",
+    "data.special_tokens": "data.special_tokens=as_built",
     "guard": "guard.on_spike=rollback",
     "parallel": "parallel.zero_stage=0",
     "batch.micro_rows": "batch.micro_rows=2",

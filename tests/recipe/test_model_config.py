@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -44,6 +45,27 @@ def test_every_broken_promise_is_reported(write: Write) -> None:
     expected = "  --set: model.config.rope_theta: the model is not the one that the recipe expects"
     assert lines[0].startswith(f"{expected} (found 10000.0 in model/config.json, expected 500000.0)")
     assert "hidden_size" in lines[1]
+
+
+@pytest.mark.parametrize("promise", ["{rope_theta: 5e5}", "{rope_parameters: {rope_theta: 5e5}}"])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        lambda theta: {"rope_theta": theta},
+        lambda theta: {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}},
+        lambda theta: {
+            "rope_parameters": {"full_attention": {"rope_theta": theta}, "sliding_attention": {"rope_theta": 1e4}}
+        },
+    ],
+    ids=["before transformers 5", "since", "by kind of layer"],
+)
+def test_the_rope_is_compared_in_every_spelling(
+    promise: str, spelling: Callable[[float], dict[str, object]], write: Write
+) -> None:
+    recipe = load_recipe(write(), [FOLDER, f"model.config={promise}"])
+    check_promises(recipe, spelling(5e5), "config.json")
+    with pytest.raises(RecipeError, match=r"rope_theta: .*found 10000\.0 in config\.json, expected 500000\.0"):
+        check_promises(recipe, spelling(1e4), "config.json")
 
 
 def test_a_missing_key_breaks_no_promise(write: Write) -> None:

@@ -201,6 +201,7 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
     rules.budgets_can_be_measured: [
         (["forgetting={wbe: 0.02}"], "forgetting.wbe: a budget of forgetting needs a domain with held-out text"),
         (["forgetting={law: 0.02}", "evaluation.at_start=false"], "evaluation.at_start: forgetting is measured from"),
+        (["evaluation.base_loss={wbe: 2}"], "evaluation.base_loss.wbe: a known base loss needs a domain with held-out"),
     ],
     rules.tensor_divides_the_model: [
         (

@@ -19,6 +19,7 @@ from megacpt.errors import MegacptError
 
 COMMANDS = {
     "shards": ("megacpt_tools.shards", "build, inspect, verify and decontaminate shards of tokens"),
+    "doctor": ("megacpt_tools.doctor", "show the versions here, and check all of a recipe that needs no training"),
     "report": ("megacpt_tools.report", "show what a run learned and forgot, or compare runs, as one page"),
     "watch": ("megacpt_tools.watch", "show a run in the terminal as it goes on"),
     "tasks": ("megacpt_tools.tasks", "measure downstream tasks of a run's checkpoint, for its report"),

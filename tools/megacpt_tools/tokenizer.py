@@ -27,10 +27,9 @@ import re
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
@@ -111,27 +110,18 @@ class HuggingFaceTokenizer:
     def __init__(self, path: Path) -> None:
         # One process a core is the build's parallelism; threads inside the library would fight it for the cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        from tokenizers import Tokenizer as Fast
+        from megacpt.data.special_tokens import open_library, read_object, special_tokens
 
         self._path = path
-        self.description = _json(path)
+        self.description = read_object(path)
         """What the file says."""
-        try:
-            self._library = Fast.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise DataError("this is no tokenizer.json", where=str(path), found=error) from None
+        self._library = open_library(path)
         self._library.no_padding()
         self._library.no_truncation()
         self._library.encode_special_tokens = True
         self.vocab_size = 1 + max(self._library.get_vocab(with_added_tokens=True).values())
-        around_nothing: list[int] = self._library.encode("").ids
-        self.bos_id = self._configured("bos")
-        self.eos_id = self._configured("eos")
-        if self.bos_id is None and around_nothing and around_nothing[0] != self.eos_id:
-            self.bos_id = around_nothing[0]
-        stated = _json(path.with_name("tokenizer_config.json")).get("add_bos_token")
-        template_adds_bos = self.bos_id is not None and around_nothing[:1] == [self.bos_id]
-        self.adds_bos = stated if isinstance(stated, bool) and self.bos_id is not None else template_adds_bos
+        tokens = special_tokens(path, self._library)
+        self.bos_id, self.eos_id, self.adds_bos = tokens.bos_id, tokens.eos_id, tokens.adds_bos
 
     @cached_property
     def fingerprint(self) -> str:
@@ -149,16 +139,6 @@ class HuggingFaceTokenizer:
 
     def token_id(self, token: str) -> int | None:
         return self._library.token_to_id(token)
-
-    def _configured(self, name: str) -> int | None:
-        """The id of BOS or EOS by tokenizer_config.json, special_tokens_map.json or config.json, whichever says."""
-        for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            token = _json(self._path.with_name(file)).get(f"{name}_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str) and (found := self.token_id(token)) is not None:
-                return found
-        ids = _json(self._path.with_name("config.json")).get(f"{name}_token_id")
-        return ids[0] if isinstance(ids, list) and ids else ids if isinstance(ids, int) else None
 
 
 class SentencePieceTokenizer:
@@ -273,16 +253,6 @@ def _llama3_special_token(index: int) -> str:
 def _end_to_end(ids: list[list[int]]) -> tuple[NDArray, NDArray[np.int64]]:
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        return orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise DataError("the file is not JSON", where=str(path), found=error) from None
 
 
 def _defined(token_id: int) -> int | None:
