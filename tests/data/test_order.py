@@ -44,12 +44,12 @@ def test_shapes_are_kept() -> None:
     assert permutation(np.arange(12).reshape(3, 4)).shape == (3, 4)
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_order_of_a_few_numbers_is_about_equally_likely(n: int) -> None:
     num_keys = 60 * math.factorial(n)
     seen = Counter(tuple(KeyedPermutation(n, (key,))(np.arange(n)).tolist()) for key in range(num_keys))
     assert len(seen) == math.factorial(n)
-    # 60 expected, standard deviation 7.7: six of them is beyond chance for the 120 orders of five numbers.
+    # 60 expected, standard deviation 7.7: six of them is beyond chance for the 24 orders of four numbers.
     assert all(abs(count - 60) < 6 * 60**0.5 for count in seen.values())
 
 

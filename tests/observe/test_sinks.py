@@ -16,7 +16,7 @@ from megacpt.observe.sinks import JsonLines, TensorBoard, Wandb
 
 
 def step(number: int, loss: float = 3.0, mfu: float | None = None) -> StepRecord:
-    return StepRecord(number, 100 * number, loss, 1.5, 1e-5, 530.0, {"medical": DomainLoss(loss, 80)}, mfu)
+    return StepRecord(number, 100 * number, loss, 1.5, 1e-5, 530.0, {"medical": DomainLoss(loss, 80)}, mfu=mfu)
 
 
 def evaluation(number: int, loss: float = 3.0) -> EvaluationRecord:
