@@ -49,10 +49,10 @@ def _signal_after(metrics: Path, num_lines: int, number: signal.Signals) -> None
     "on_rank, number, at_evaluation",
     [
         (1, signal.SIGUSR1, None),  # the first stage of the pipeline and the last: both must reach the other
-        (0, signal.SIGTERM, None),
-        (1, signal.SIGTERM, 1),  # of the base model
+        pytest.param(0, signal.SIGTERM, None, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGTERM, 1, marks=pytest.mark.slow),  # of the base model
         (0, signal.SIGTERM, 2),  # on the way
-        (1, signal.SIGTERM, 3),  # after the last step
+        pytest.param(1, signal.SIGTERM, 3, marks=pytest.mark.slow),  # after the last step
     ],
 )
 def test_a_stopped_run_resumes_as_if_it_had_not_stopped(

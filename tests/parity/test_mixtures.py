@@ -11,6 +11,7 @@ import pytest
 from megacpt.continual.controllers.agent import Agent
 from megacpt.continual.skills_graph import SkillsGraph
 from tests.distributed import RankFailure
+from tests.long_form import cases
 from tests.parity.runs import evaluations_of, metrics_of, run_command, write_recipe, write_shard
 
 CONTROLLERS: dict[str, dict[str, Any]] = {
@@ -52,7 +53,7 @@ def write(folder: Path, controller: str) -> Path:
     )
 
 
-@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("controller", cases(CONTROLLERS, always=("ddk", "skill_it")))
 def test_resumed_is_uninterrupted(controller: str, tmp_path: Path) -> None:
     recipe = write(tmp_path, controller)
     assert run_command(2, recipe) == [0, 0]

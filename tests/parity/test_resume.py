@@ -9,6 +9,7 @@ import pytest
 
 from megacpt.checkpoint.folder import CheckpointFolder
 from tests.distributed import RankFailure
+from tests.long_form import cases
 from tests.parity.runs import evaluations_of, metrics_of, refusal, run_command, write_recipe
 
 LAYOUTS = {
@@ -23,7 +24,10 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+ALWAYS = ("pipeline 2, bf16", "pipeline 2 x tensor 2, sequence parallel, fp32", "ZeRO-3 x 2, fp32")
+
+
+@pytest.mark.parametrize("layout", cases(LAYOUTS, always=ALWAYS))
 def test_killed_and_resumed_is_uninterrupted(layout: str, tmp_path: Path) -> None:
     world_size, parallel, dtype = LAYOUTS[layout]
     recipe = write_recipe(tmp_path, parallel=parallel)
