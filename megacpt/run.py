@@ -139,6 +139,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         micro_rows=resolved.micro_rows,
         dp_rank=place.data,
         dp_size=resolved.data,
+        aligned=data.aligned(recipe, held_out),
     )
     steering = mixture.steering(resolved, loader, partial(from_main, world), saved)
 

@@ -13,6 +13,7 @@ from megacpt.data.loader import Loader
 from megacpt.data.stream import Stream, exhausted_at, record_of
 from megacpt.data.view import Subset, View, select
 from megacpt.errors import DataError
+from megacpt.evaluate.evaluator import Aligned
 from megacpt.observe.log import logger
 from megacpt.parallel.grid import Coordinate
 from megacpt.recipe import Recipe, Resolved, objective
@@ -183,15 +184,25 @@ def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int)
 
 def held_out(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, HeldOut]:
     """Domain -> the held-out text that is evaluated."""
-    return {
-        name: HeldOut(
-            corpus,
-            recipe.data.sequence_length,
-            recipe.evaluation.tokens_per_domain,
-            document_mask=recipe.data.document_mask,
-        )
-        for name, corpus in corpora.items()
-    }
+    return _held_out(recipe, corpora, recipe.evaluation.tokens_per_domain)
+
+
+def aligned(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> Aligned | None:
+    """The held-out text whose gradients are compared, new against each of the others; None where none are."""
+    num_tokens = recipe.evaluation.gradient_alignment
+    if num_tokens is None:
+        return None
+    texts = _held_out(recipe, corpora, num_tokens)
+    is_new = {name: recipe.data.domains[name].role == "new" for name in texts}
+    return (
+        [text for name, text in texts.items() if is_new[name]],
+        {name: text for name, text in texts.items() if not is_new[name]},
+    )
+
+
+def _held_out(recipe: Recipe, corpora: Mapping[str, Corpus | View], max_tokens: int | None) -> dict[str, HeldOut]:
+    length, document_mask = recipe.data.sequence_length, recipe.data.document_mask
+    return {name: HeldOut(corpus, length, max_tokens, document_mask=document_mask) for name, corpus in corpora.items()}
 
 
 def describe(rows: Stream, num_steps: int) -> dict[str, str]:

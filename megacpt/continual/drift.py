@@ -18,6 +18,12 @@ NUM_END_LAYERS = 5
 """Layers that count as the bottom and as the top, as in the paper; of models with fewer than 10, half of them."""
 
 
+def layer_of(name: str) -> int | None:
+    """The decoder layer of a parameter with this Hugging Face name; None: it is outside of all."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
 def layer_drift(
     names: Iterable[str], base: Callable[[str], torch.Tensor], model: Callable[[str], torch.Tensor]
 ) -> list[float]:
@@ -30,8 +36,8 @@ def layer_drift(
     changed: dict[int, float] = {}
     squares: dict[int, float] = {}
     for name in names:
-        if match := _LAYER.search(name):
-            layer, before = int(match[1]), base(name).double()
+        if (layer := layer_of(name)) is not None:
+            before = base(name).double()
             changed[layer] = changed.get(layer, 0.0) + float((model(name).double() - before).square().sum())
             squares[layer] = squares.get(layer, 0.0) + float(before.square().sum())
     return [math.sqrt(changed[layer] / squares[layer]) if squares[layer] else math.nan for layer in sorted(changed)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from megacpt.data.batch import MicroBatch
+from megacpt.observe.record import GradientAlignment
 from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.slices import Slice
 
@@ -81,6 +82,17 @@ class Engine(Protocol):
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
         """The sum over all ranks' micro-batches of weight * nll, without gradients and without z-loss."""
+        ...
+
+    def alignment(
+        self, new: Sequence[MicroBatch], old: Mapping[str, Sequence[MicroBatch]]
+    ) -> dict[str, GradientAlignment]:
+        """The cosines of the gradient of some micro-batches and those of others; what is trained does not change.
+
+        Args:
+            new: this data-parallel rank's, weighted as in a training step; ranks have equally many.
+            old: name -> others, likewise.
+        """
         ...
 
     def counters(self) -> dict[str, int]:

@@ -203,14 +203,18 @@ class TrainingState:
             if place is None:
                 continue
             shape = whole_shape(getattr(parameter, "ds_shape", parameter.shape), piece, self.vocab_size)
-            is_second_tied = bool(getattr(parameter, "ds_pipe_replicated", False))
-            tensor_replica = self.tensor_rank if piece is None else 0
-            data_replica = 0 if place.is_sharded else self.data_rank
             yield Held(
                 Fragment(name, shape, piece, place.start, place.start + place.numel),
                 self.master.values(place),
-                copy=is_second_tied + 2 * (tensor_replica + MOST_RANKS * data_replica),
+                copy=self.replica(parameter, piece, place),
             )
+
+    def replica(self, parameter: torch.nn.Parameter, piece: Slice | None, place: Place) -> int:
+        """Which of the equal copies of these elements this rank has: 0 on just one rank."""
+        is_second_tied = bool(getattr(parameter, "ds_pipe_replicated", False))
+        tensor_replica = self.tensor_rank if piece is None else 0
+        data_replica = 0 if place.is_sharded else self.data_rank
+        return is_second_tied + 2 * (tensor_replica + MOST_RANKS * data_replica)
 
     def fill(self, source: StateSource) -> None:
         """Take over the state that `source` has, wherever it was written. Collective."""

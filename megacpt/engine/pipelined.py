@@ -7,7 +7,7 @@ A single process is a pipeline of one stage: the same code trains on a laptop an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -18,6 +18,7 @@ from deepspeed.runtime.utils import clip_grad_norm_
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
+from megacpt.engine.gradients import GradientLooks
 from megacpt.engine.head_gradient import HeadGradient
 from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
@@ -35,6 +36,7 @@ from megacpt.model.stages import (
     trained_stages,
 )
 from megacpt.model.taught import TaughtStage, head_weight, taught_head
+from megacpt.observe.record import GradientAlignment
 from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slices import Slice
@@ -193,6 +195,7 @@ class PipelinedEngine:
             tensor_rank=factory.group.rank,
             data_rank=self.engine.mpu.get_data_parallel_rank(),
         )
+        self.looks = GradientLooks(self.state, self.optimizer, self._run_step, factory.blueprint.num_layers)
         self.average_teacher: AverageTeacher | None = None
         if objective.distillation is not None and objective.distillation.of_average:
             group = self.engine.mpu.get_data_parallel_group()
@@ -219,13 +222,8 @@ class PipelinedEngine:
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable = is_finite
     ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
-        self._expect_micro_batches(micro_batches)
-        self._expect_shape(micro_batches[0].input_ids.shape)
-        if self.head_gradient is not None:
-            self.head_gradient.begin_step()
-        self._loss = None
         self.judge.begin_step(acceptable)
-        self.engine.train_batch(_as_deepspeed(micro_batches))
+        self._run_step(micro_batches)
         loss, norm, is_refused = self.judge.verdict()
         sums = torch.stack(list(self.engine.get_additional_losses().values())).view(-1, len(SUM_NAMES))
         values = (sums.double() * self.num_losses).tolist()
@@ -237,6 +235,15 @@ class PipelinedEngine:
             skipped=is_refused,
             domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in values],
         )
+
+    def _run_step(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Gradients, and the optimizer's update by them."""
+        self._expect_micro_batches(micro_batches)
+        self._expect_shape(micro_batches[0].input_ids.shape)
+        if self.head_gradient is not None:
+            self.head_gradient.begin_step()
+        self._loss = None
+        self.engine.train_batch(_as_deepspeed(micro_batches))
 
     def _expect_micro_batches(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Let DeepSpeed expect as many micro-batches as there are in this step."""
@@ -257,6 +264,12 @@ class PipelinedEngine:
         with self.objective.evaluation():
             mean = self.engine.eval_batch(_as_deepspeed(micro_batches), num_micro_batches=len(micro_batches))
         return float(mean) * len(micro_batches) * self.data_degree
+
+    def alignment(
+        self, new: Sequence[MicroBatch], old: Mapping[str, Sequence[MicroBatch]]
+    ) -> dict[str, GradientAlignment]:
+        with self.objective.cross_entropy():
+            return self.looks.alignment(new, old)
 
     def counters(self) -> dict[str, int]:
         return self.state.counters()

@@ -6,7 +6,7 @@ engine. Under ZeRO-3 each stage is sharded as soon as it is built, so that no ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import deepspeed
 import torch
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
+from megacpt.engine.gradients import GradientLooks
 from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
 from megacpt.engine.settings import EngineSettings, deepspeed_config
@@ -32,6 +33,7 @@ from megacpt.model.stages import (
     trained_stages,
 )
 from megacpt.model.taught import TaughtStage, head_weight
+from megacpt.observe.record import GradientAlignment
 from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slices import Slice
@@ -147,6 +149,7 @@ class ShardedEngine:
             tensor_rank=factory.group.rank,
             data_rank=self.mpu.get_data_parallel_rank(),
         )
+        self.looks = GradientLooks(self.state, self.optimizer, self._run_step, factory.blueprint.num_layers)
         self.average_teacher: AverageTeacher | None = None
         if objective.distillation is not None and objective.distillation.of_average:
             data_group = self.mpu.get_data_parallel_group()
@@ -163,20 +166,8 @@ class ShardedEngine:
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable = is_finite
     ) -> StepResult:
         self.optimizer.set_rate(learning_rate)
-        self.engine.train()
-        if len(micro_batches) * self.grid.data != self.num_losses:
-            self.num_losses = len(micro_batches) * self.grid.data
-            self.objective.loss_factor = float(len(micro_batches))
-            self.engine.set_train_batch_size(self.num_losses * self.engine.train_micro_batch_size_per_gpu())
-        self.engine.micro_steps = 0  # a step ends at a multiple of the micro-batches: of this step's, not of all before
-        self._losses, self._domain_sums = [], []
         self.judge.begin_step(acceptable)
-        for batch in micro_batches:
-            loss = self.engine(*self._on_device(batch))
-            self._losses.append(loss.detach())
-            self._domain_sums.append(self.objective.domain_sums)
-            self.engine.backward(loss)
-            self.engine.step()
+        self._run_step(micro_batches)
         loss_value, norm, is_refused = self.judge.verdict()
         by_domain = zip(*[iter(self._sums)] * 3, strict=True)
         if self.average_teacher is not None:
@@ -187,6 +178,22 @@ class ShardedEngine:
             skipped=is_refused,
             domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in by_domain],
         )
+
+    def _run_step(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Gradients, and the optimizer's update by them."""
+        self.engine.train()
+        if len(micro_batches) * self.grid.data != self.num_losses:
+            self.num_losses = len(micro_batches) * self.grid.data
+            self.objective.loss_factor = float(len(micro_batches))
+            self.engine.set_train_batch_size(self.num_losses * self.engine.train_micro_batch_size_per_gpu())
+        self.engine.micro_steps = 0  # a step ends at a multiple of the micro-batches: of this step's, not of all before
+        self._losses, self._domain_sums = [], []
+        for batch in micro_batches:
+            loss = self.engine(*self._on_device(batch))
+            self._losses.append(loss.detach())
+            self._domain_sums.append(self.objective.domain_sums)
+            self.engine.backward(loss)
+            self.engine.step()
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
@@ -199,6 +206,12 @@ class ShardedEngine:
     def _on_device(self, batch: MicroBatch) -> tuple[torch.Tensor, ...]:
         tensors = (batch.input_ids, batch.positions, batch.labels, batch.weights, batch.domains)
         return tuple(tensor.to(self.engine.device) for tensor in tensors)
+
+    def alignment(
+        self, new: Sequence[MicroBatch], old: Mapping[str, Sequence[MicroBatch]]
+    ) -> dict[str, GradientAlignment]:
+        with self.objective.cross_entropy():
+            return self.looks.alignment(new, old)
 
     def counters(self) -> dict[str, int]:
         return self.state.counters()

@@ -112,7 +112,7 @@ class Objective:
             exchange=self.group if self.group.size > 1 else None,
             kernel=self.kernel,
             grad_head_VD=self.grad_head_VD,
-            teacher=self._teacher(teacher[0], teacher[1], weights, domains) if teacher else None,
+            teacher=self._teacher(teacher[0], teacher[1], weights, domains) if teacher and self.distillation else None,
         )
         weighted, *counts = result.domain_sums.unbind(1)
         self.domain_sums = torch.stack([weighted / self.weight_factor, *counts], 1)
@@ -127,11 +127,22 @@ class Objective:
         return Teacher(hidden.flatten(0, 1), weight, factors.flatten(), self.distillation.temperature)
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Inside, the loss is the plain weighted sum of nll: no factors, no z-loss."""
-        kept = self.loss_factor, self.weight_factor, self.z_loss
-        self.loss_factor, self.weight_factor, self.z_loss = 1.0, 1.0, 0.0
+    def cross_entropy(self) -> Iterator[None]:
+        """Inside, nothing is minimised beside the weighted cross-entropy: no z-loss, no teacher."""
+        kept = self.z_loss, self.distillation
+        self.z_loss, self.distillation = 0.0, None
         try:
             yield
         finally:
-            self.loss_factor, self.weight_factor, self.z_loss = kept
+            self.z_loss, self.distillation = kept
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Inside, the loss is the plain weighted sum of nll: no factors either."""
+        kept = self.loss_factor, self.weight_factor
+        self.loss_factor, self.weight_factor = 1.0, 1.0
+        try:
+            with self.cross_entropy():
+                yield
+        finally:
+            self.loss_factor, self.weight_factor = kept

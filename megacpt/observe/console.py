@@ -105,6 +105,9 @@ class Console:
             if before is not None and record is not self._baseline:
                 line.append(" ").append_text(self._change(domain.loss - before.loss))
         self._print(line)
+        if record.alignment:
+            cosines = (f"{name} {cosine.whole:+.3f}" for name, cosine in record.alignment.items())
+            self._print(Text(f"cosine of gradients, new text and  {'  '.join(cosines)}"))
 
     def rewind(self, step: int) -> None:
         """Nothing: what is on the screen stays there; the log says that the run was taken back."""

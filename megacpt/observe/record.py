@@ -81,12 +81,28 @@ class DomainEvaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class GradientAlignment:
+    """The cosine of two gradients: of all parameters, and of each decoder layer's, from the bottom to the top.
+
+    NaN where one of them is zero or not finite.
+    """
+
+    whole: float
+    layers: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """The held-out loss of every domain after `step` steps and `tokens` tokens of training."""
+    """The held-out loss of every domain after `step` steps and `tokens` tokens of training.
+
+    `alignment` has for each domain that is not new the cosine of its gradient and that of the new ones; None where it
+    is not measured.
+    """
 
     step: int
     tokens: int
     domains: Mapping[str, DomainEvaluation]
+    alignment: Mapping[str, GradientAlignment] | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvaluationRecord:
@@ -95,15 +111,22 @@ class EvaluationRecord:
             name: DomainEvaluation(_number(domain["loss"]), domain.get("bits_per_byte"), domain["tokens"])
             for name, domain in values["domains"].items()
         }
-        return cls(values["step"], values["tokens"], domains)
+        alignment = None
+        if "alignment" in values:
+            alignment = {
+                name: GradientAlignment(_number(cosines["whole"]), tuple(map(_number, cosines["layers"])))
+                for name, cosines in values["alignment"].items()
+            }
+        return cls(values["step"], values["tokens"], domains, alignment)
 
     def to_dict(self) -> dict[str, Any]:
         """The object of a line in `evaluations.jsonl`."""
         values = asdict(self)
-        return values | {"domains": {name: _known(domain) for name, domain in values["domains"].items()}}
+        return _known(values | {"domains": {name: _known(domain) for name, domain in values["domains"].items()}})
 
     def scalars(self) -> dict[str, float]:
         """Flat names for dashboards: "evaluation/loss/medical", "evaluation/bits_per_byte/medical", ..."""
         losses = {f"evaluation/loss/{name}": domain.loss for name, domain in self.domains.items()}
         bits = {f"evaluation/bits_per_byte/{name}": domain.bits_per_byte for name, domain in self.domains.items()}
-        return losses | _known(bits)
+        cosines = {f"evaluation/alignment/{name}": cosine.whole for name, cosine in (self.alignment or {}).items()}
+        return losses | _known(bits) | cosines

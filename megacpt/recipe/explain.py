@@ -184,6 +184,8 @@ def _steps(resolved: Resolved) -> Iterator[Row]:
     every = resolved.evaluation_every_steps
     dense = "; after the first 1, 2, 4, ... steps too" if evaluation.dense_start and every and every > 1 else ""
     yield "evaluation", _occasions(evaluation.at_start, every, evaluation.at_end) + dense
+    if evaluation.gradient_alignment is not None:
+        yield "", f"compares gradients of {_rounded(evaluation.gradient_alignment)} held-out tokens of each domain"
     for name, budget in recipe.forgetting.items():
         yield "budget", f"{name} may rise {budget:g} nats above the base model, else: {evaluation.over_budget}"
     occasions = _occasions(False, resolved.checkpoint_every_steps, checkpoint.at_end)

@@ -71,6 +71,10 @@ def estimate_memory(
         parameters = layers * architecture.parameters_per_layer / resolved.tensor
         parameters += embeddings * vocabulary * architecture.hidden_size
         in_flight = min(resolved.num_micro_batches, resolved.pipeline - stage)
+        # Gradients are summed in fp32; one that others are compared with is split as the optimizer's state is.
+        gradients = parameters * 4 / (resolved.data if zero >= 2 else 1)
+        if recipe.evaluation.gradient_alignment is not None:
+            gradients += parameters * 4 / (resolved.data if zero >= 1 else 1)
         channels = _saved_channels(resolved, architecture, layers, in_flight)
         logit_bytes = 12 if recipe.loss.kernel == "reference" else element_bytes
         # A teacher has weights, and logits of a chunk, as the model has.
@@ -78,7 +82,7 @@ def estimate_memory(
         ranks.append(
             RankMemory(
                 weights_bytes=models * parameters * element_bytes / (resolved.data if zero >= 3 else 1),
-                gradients_bytes=parameters * 4 / (resolved.data if zero >= 2 else 1),
+                gradients_bytes=gradients,
                 optimizer_bytes=parameters * optimizer_bytes / (resolved.data if zero >= 1 else 1),
                 activations_bytes=channels * tokens * element_bytes,
                 head_bytes=min(tokens, HEAD_CHUNK_TOKENS) * vocabulary * logit_bytes * models if stage == last else 0,

@@ -565,6 +565,20 @@ def budgets_can_be_measured(recipe: Recipe) -> Violations:
         )
 
 
+def alignment_has_two_sides(recipe: Recipe) -> Violations:
+    """Gradients are compared between new domains and others, by their held-out text."""
+    if recipe.evaluation.gradient_alignment is None:
+        return
+    measured = [domain.role for domain in recipe.data.domains.values() if domain.held_out]
+    if "new" not in measured or not set(measured) - {"new"}:
+        yield RecipeError(
+            "gradients are compared between a new domain and another, both with held-out text",
+            where=recipe.where("evaluation.gradient_alignment"),
+            found=f"held-out text of {' and '.join(sorted(set(measured)))} domains" if measured else "no held-out text",
+            hint="Give a domain with role replay or anchor, and one with role new, a `held_out`.",
+        )
+
+
 def tensor_divides_the_model(recipe: Recipe, architecture: Architecture) -> Violations:
     """Tensor parallelism gives every rank whole heads and equal parts of the MLP."""
     tensor = recipe.parallel.tensor
@@ -641,6 +655,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     rates_are_ordered,
     phases_fit_the_run,
     budgets_can_be_measured,
+    alignment_has_two_sides,
 )
 MODEL_RULES: Sequence[Callable[[Recipe, Architecture], Violations]] = (
     tensor_divides_the_model,

@@ -463,6 +463,12 @@ class EvaluationSection(Section):
     at_end: bool = True
     """After the last step."""
 
+    gradient_alignment: Tokens | None = None
+    """Also compare gradients at every evaluation: so many held-out tokens of each domain (64K do) give the cosine of
+    the new domains' gradient and that of every other domain, for the whole model and for each layer. Below 0, learning
+    the new unlearns the old; replay works by turning that around (arXiv:2508.01908). Costs a training step on these
+    tokens and, for as long, 4 bytes per parameter, split over the data axis; training is left as it is, bit for bit."""
+
     base_loss: dict[DomainName, float] = {}
     """Domain -> the held-out loss that the base model is known to have, in nats per token, from an earlier run with the
     same held-out text, `tokens_per_domain` and rows. A run whose evaluation before the first step is more than 0.02

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pytest
@@ -12,7 +12,8 @@ import torch
 from megacpt.data.batch import MicroBatch
 from megacpt.data.held_out import HeldOut
 from megacpt.engine.engine import Engine
-from megacpt.evaluate.evaluator import Evaluator
+from megacpt.evaluate.evaluator import EvaluationInterrupted, Evaluator
+from megacpt.observe.record import GradientAlignment
 from tests.data.memory_corpus import MemoryCorpus
 
 SEQUENCE_LENGTH = 8
@@ -30,10 +31,16 @@ class LabelEngine:
         self.seen.append(micro_batches)
         return float(sum((batch.weights * batch.labels).sum().item() for batch in micro_batches))
 
+    def alignment(
+        self, new: Sequence[MicroBatch], old: Mapping[str, Sequence[MicroBatch]]
+    ) -> dict[str, GradientAlignment]:
+        """ "Cosines" that are the mean ids of both sides."""
+        return {name: GradientAlignment(self.evaluate(new), (self.evaluate(texts),)) for name, texts in old.items()}
 
-def evaluator(held_out: dict[str, HeldOut], **place: int) -> tuple[Evaluator, LabelEngine]:
+
+def evaluator(held_out: dict[str, HeldOut], **changes: Any) -> tuple[Evaluator, LabelEngine]:
     engine = LabelEngine()
-    settings: dict[str, Any] = {"micro_rows": 2, "dp_rank": 0, "dp_size": 1} | place
+    settings: dict[str, Any] = {"micro_rows": 2, "dp_rank": 0, "dp_size": 1} | changes
     return Evaluator(cast(Engine, engine), held_out, **settings), engine
 
 
@@ -86,3 +93,21 @@ def test_each_data_rank_evaluates_its_own_rows() -> None:
 
 def test_nothing_held_out() -> None:
     assert evaluator({})[0].evaluate(1, 2).domains == {}
+
+
+def test_gradients_are_of_the_mean_over_all_tokens_of_a_side() -> None:
+    short, long = (HeldOut(MemoryCorpus([length], first_token=100), SEQUENCE_LENGTH) for length in (3, 30))
+    old = HeldOut(MemoryCorpus(LENGTHS), SEQUENCE_LENGTH)
+    record = evaluator({}, aligned=([short, long], {"law": old}))[0].evaluate(0, 0)
+    new_tokens = [*range(101, 103), *range(101, 130)]
+    tokens = predicted_tokens()
+    assert record.alignment is not None
+    assert record.alignment["law"].whole == pytest.approx(sum(new_tokens) / len(new_tokens))
+    assert record.alignment["law"].layers == pytest.approx((sum(tokens) / len(tokens),))
+
+
+def test_an_evaluation_is_left_before_its_gradients() -> None:
+    text = HeldOut(MemoryCorpus(LENGTHS), SEQUENCE_LENGTH)
+    answers = iter([False, True])
+    with pytest.raises(EvaluationInterrupted):
+        evaluator({"law": text}, aligned=([text], {"law": text}))[0].evaluate(0, 0, lambda: next(answers))

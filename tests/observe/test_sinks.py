@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from megacpt.errors import LaunchError
-from megacpt.observe.record import DomainEvaluation, DomainLoss, EvaluationRecord, StepRecord
+from megacpt.observe.record import DomainEvaluation, DomainLoss, EvaluationRecord, GradientAlignment, StepRecord
 from megacpt.observe.sinks import JsonLines, TensorBoard, Wandb
 
 
@@ -107,6 +108,10 @@ def test_evaluations_are_read_back(tmp_path: Path) -> None:
     first, second = sink.evaluations()
     assert first == evaluation(0)
     assert math.isnan(second.domains["medical"].loss)
+    aligned = replace(evaluation(6), alignment={"general": GradientAlignment(0.25, (0.5, -0.5))})
+    sink.write_evaluation(aligned)
+    assert sink.evaluations()[2] == aligned
+    assert aligned.scalars()["evaluation/alignment/general"] == 0.25
 
 
 def test_tensorboard_holds_the_scalars_of_every_domain(tmp_path: Path) -> None:

@@ -198,6 +198,16 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
             " at most 100,000 tokens, to the next stage with a learning rate",
         ),
     ],
+    rules.alignment_has_two_sides: [
+        (
+            ["evaluation.gradient_alignment=64K"],
+            "between a new domain and another, both with held-out text (found held",
+        ),
+        (
+            ["evaluation.gradient_alignment=64K", HELD_OUT, "data.domains.law.held_out=[]"],
+            "evaluation.gradient_alignment: gradients are compared",
+        ),
+    ],
     rules.budgets_can_be_measured: [
         (["forgetting={wbe: 0.02}"], "forgetting.wbe: a budget of forgetting needs a domain with held-out text"),
         (["forgetting={law: 0.02}", "evaluation.at_start=false"], "evaluation.at_start: forgetting is measured from"),

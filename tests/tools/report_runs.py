@@ -46,6 +46,7 @@ def write_run(
             "domains": {
                 name: {"loss": curve[i], "bits_per_byte": 0.9, "tokens": 100} for name, curve in losses.items()
             },
+            "alignment": {name: {"whole": 0.1 * i, "layers": [0.2, None]} for name in ("general", "code")},
         }
         for i, step in enumerate(STEPS)
     ]

@@ -77,7 +77,7 @@ def test_the_numbers_are_those_of_the_records(runs: list[Path]) -> None:
     assert row[6:12] == ["0.0625", "0.2500", "2K", "562", "damage", "code"]  # the area: 250 + 312.5
     assert "medical was learned by 0.500 nats; general lost 0.062 nats" in html
     assert "over its budget of 0.02" in html
-    assert {"loss-medical", "first-steps", "mixture", "rate"} <= specs.keys()
+    assert {"loss-medical", "first-steps", "alignment", "alignment-layers", "mixture", "rate"} <= specs.keys()
 
 
 def test_runs_are_compared_at_equal_tokens_and_flops(page: Path) -> None:

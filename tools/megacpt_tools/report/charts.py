@@ -63,6 +63,7 @@ _TOKENS = {
     "type": "quantitative",
     "axis": {"title": "tokens", "labelExpr": _COMPACT, "tickCount": 6},
 }
+_LAYERS = {"field": "layer", "type": "quantitative", "axis": {"title": "layer, bottom to top", "tickMinStep": 1}}
 _FONT = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 _CONFIG = {
     "font": _FONT,
@@ -279,6 +280,29 @@ def tasks(run: RunRecords) -> Spec:
     return _series(rows, _TOKENS, "score", "task", names, title="score", format=".3f")
 
 
+def alignment(run: RunRecords) -> Spec:
+    """The cosine of every old domain's gradient and that of the new ones, over the run."""
+    rows = [
+        {"tokens": evaluation.tokens, "domain": domain, "cosine": cosine.whole}
+        for evaluation in run.evaluations
+        for domain, cosine in (evaluation.alignment or {}).items()
+        if math.isfinite(cosine.whole)
+    ]
+    return _series(rows, _TOKENS, "cosine", "domain", list(run.roles), title="cosine", format="+.3f", zero_line=True)
+
+
+def layer_alignment(run: RunRecords) -> Spec:
+    """The same by layer, when it was measured last."""
+    last = next(evaluation.alignment for evaluation in reversed(run.evaluations) if evaluation.alignment)
+    rows = [
+        {"layer": layer, "domain": domain, "cosine": value}
+        for domain, cosine in last.items()
+        for layer, value in enumerate(cosine.layers)
+        if math.isfinite(value)
+    ]
+    return _series(rows, _LAYERS, "cosine", "domain", list(run.roles), title="cosine", format="+.3f", zero_line=True)
+
+
 def drift(run: RunRecords) -> Spec:
     """How far every layer is from the base model's, at each checkpoint that was measured."""
     rows = [
@@ -286,9 +310,8 @@ def drift(run: RunRecords) -> Spec:
         for line in run.drift
         for layer, value in enumerate(line["layers"])
     ]
-    x = {"field": "layer", "type": "quantitative", "axis": {"title": "layer, bottom to top", "tickMinStep": 1}}
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    return _series(rows, x, "change", "checkpoint", names, title="|change| / |base|", format=".2e")
+    return _series(rows, _LAYERS, "change", "checkpoint", names, title="|change| / |base|", format=".2e")
 
 
 def runs_by(runs: Sequence[RunRecords], domain: str, unit: str) -> Spec:

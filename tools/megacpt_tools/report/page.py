@@ -187,6 +187,13 @@ def _sections(page: Page, run: RunRecords) -> Any:
             "tasks", "", "Scores of exported checkpoints; at 0 tokens, the base model's.", charts.tasks(run)
         )
         yield _section("Tasks", "Losses and abilities can part: look at both.", chart)
+    if any(evaluation.alignment for evaluation in run.evaluations):
+        yield _section(
+            "Alignment of the gradients",
+            "Above 0, a small step on the new text also lowers the old one's loss; below 0 it raises it.",
+            page.chart("alignment", "Whole model", "Cosine with the new text's gradient.", charts.alignment(run)),
+            page.chart("alignment-layers", "By layer", "When it was measured last.", charts.layer_alignment(run)),
+        )
     if run.drift:
         ratio = bottom_to_top(run.drift[-1]["layers"])
         text = "Bottom layers that move more than 1.35 times as far as top ones go with a stability gap."
