@@ -29,7 +29,7 @@ from megacpt.observe.log import logger
 from megacpt.parallel.agreement import Agreement
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.preflight import MAX_CLOCK_SKEW_SECONDS, compare_ranks, digest, versions
-from megacpt.recipe import Architecture, Resolved
+from megacpt.recipe import Architecture, Resolved, wasted_orders
 from megacpt.trainer.guard import Guard, GuardSettings
 from megacpt.trainer.hooks import Checkpointing, Evaluation, Reporting
 from megacpt.trainer.loop import Trainer
@@ -88,6 +88,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     preflight.check_special_tokens(recipe, parts, model.special_tokens(recipe, base))
     if is_main:
         preflight.check_disk(resolved, architecture, folder)
+        for warning in wasted_orders(resolved):
+            logger().warning(warning)
     if checkpoint and saved:
         plan_of_data, texts = data.plan(resolved), data.records(recipe, training)
         history = resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)

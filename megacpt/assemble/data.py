@@ -39,7 +39,8 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
         try:
             whole = open_corpus(paths)
             subset = Subset(domain.where, domain.rank_by, domain.top_tokens, domain.quantiles)
-            corpus = select(whole, subset) if part == "shards" and subset != Subset() else whole
+            is_chosen = part == "shards" and (subset != Subset() or domain.order_by)
+            corpus = select(whole, subset, domain.order_by, domain.order == "descending") if is_chosen else whole
         except DataError as error:
             error.where = f"{recipe.where(key)}: {error.where}" if error.where else recipe.where(key)
             raise
@@ -118,7 +119,12 @@ def history(resolved: Resolved, corpora: Mapping[str, Corpus | View]) -> History
 
 def records(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, CorpusRecord]:
     """Domain -> what identifies its text."""
-    return {name: record_of(corpus, recipe.data.domains[name].redraw) for name, corpus in corpora.items()}
+    read: dict[str, CorpusRecord] = {}
+    for name, corpus in corpora.items():
+        domain = recipe.data.domains[name]
+        order = f"{domain.order} by {domain.order_by}" if domain.order_by else domain.order
+        read[name] = record_of(corpus, redraw=domain.redraw, order=order, window_tokens=domain.order_window)
+    return read
 
 
 HOPELESS_EPOCHS = 16
@@ -210,11 +216,19 @@ def describe(rows: Stream, num_steps: int) -> dict[str, str]:
     return {
         domain.name: (
             f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
-            f"{domain.epochs:.2f} epochs"
+            f"{domain.epochs:.2f} epochs{_order_in_words(rows, domain.name)}"
             + "".join(f"; {removed}" for removed in getattr(rows.corpora[domain.name], "removed", ()))
         )
         for domain in rows.report(num_steps)
     }
+
+
+def _order_in_words(rows: Stream, name: str) -> str:
+    record, cut = rows.history.latest_corpus(name), rows.cuts[rows.names.index(name)][-1]
+    if record is None or cut.window_rows is None:
+        return ""
+    words = "as stored" if record.order == "as_stored" else record.order
+    return f", {words}, shuffled within {cut.window_rows * cut.sequence_length:,} tokens"
 
 
 def describe_objective(recipe: Recipe, history: History) -> dict[str, str]:

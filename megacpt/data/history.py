@@ -76,6 +76,9 @@ class CorpusRecord:
         tokenizer: fingerprint of what made the ids, where known.
         shards: a digest of each shard, in reading order; a corpus grows by shards behind the ones it has.
         redraw: "per_epoch" or "fixed": whether each epoch has an order of its own.
+        order: "shuffled": rows come in any order. Else the words for an order that the text is in, such as "ascending
+            by score": rows come as they lie, shuffled within windows only.
+        window_tokens: of those windows; None: a hundredth of the text.
     """
 
     tokens: int
@@ -83,18 +86,27 @@ class CorpusRecord:
     tokenizer: str | None = None
     shards: tuple[str, ...] = ()
     redraw: str = "per_epoch"
+    order: str = "shuffled"
+    window_tokens: int | None = None
+
+    def window_rows(self, sequence_length: int) -> int | None:
+        """Rows that are shuffled among themselves; None: all of the text."""
+        if self.order == "shuffled":
+            return None
+        return max((self.window_tokens or self.tokens // 100) // sequence_length, 1)
 
     def grows_to(self, other: CorpusRecord) -> bool:
         """Whether `other` is this corpus with nothing changed, and perhaps shards behind it."""
+        same = ("tokenizer", "redraw", "order", "window_tokens")
         return (
-            (self.tokenizer, self.redraw) == (other.tokenizer, other.redraw)
+            all(getattr(self, key) == getattr(other, key) for key in same)
             and self.shards == other.shards[: len(self.shards)]
             and (self == other or (len(self.shards) < len(other.shards) and self.tokens <= other.tokens))
         )
 
     def changes(self, other: CorpusRecord) -> list[str]:
         """What differs in `other`, a phrase each; empty if nothing does."""
-        keys = ("tokens", "documents", "tokenizer", "redraw")
+        keys = ("tokens", "documents", "tokenizer", "redraw", "order", "window_tokens")
         facts = [(key, getattr(self, key), getattr(other, key)) for key in keys]
         phrases = [f"{key} {before} before, {now} now" for key, before, now in facts if before != now]
         if self.shards != other.shards:
@@ -397,7 +409,7 @@ class History:
                 seed=int(stored["seed"]),
                 plan=tuple(Stage(s["from_tokens"], _settings(s)) for s in stored["plan"]),
                 segments=tuple(Segment(s["from_step"], _settings(s)) for s in stored["segments"]),
-                corpora=tuple(Generation(c["from_step"], c["domain"], _record(c)) for c in stored["corpora"]),
+                corpora=tuple(_generation(**generation) for generation in stored["corpora"]),
                 jumps=tuple(Jump(**jump) for jump in stored["jumps"]),
                 accepted=tuple(Accepted(**accepted) for accepted in stored["accepted"]),
             )
@@ -412,7 +424,5 @@ def _settings(stored: Mapping[str, Any]) -> Settings:
     return Settings(dict(stored["weights"]), stored["sequence_length"], stored["global_rows"])
 
 
-def _record(stored: Mapping[str, Any]) -> CorpusRecord:
-    return CorpusRecord(
-        stored["tokens"], stored["documents"], stored["tokenizer"], tuple(stored["shards"]), stored["redraw"]
-    )
+def _generation(from_step: int, domain: str, shards: Sequence[str], **record: Any) -> Generation:
+    return Generation(from_step, domain, CorpusRecord(shards=tuple(shards), **record))

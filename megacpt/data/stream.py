@@ -2,7 +2,8 @@
 
     step          -> samples                the run's history: rows of a batch, jumps
     sample number -> (domain, ordinal)      the mixture's quotas
-    ordinal       -> (epoch, row)           a permutation of the domain's rows, keyed by seed, domain and epoch
+    ordinal       -> (epoch, row)           a permutation of the domain's rows, keyed by seed, domain and epoch;
+                                            of one window of them after the other, where they have an order
     row k         -> tokens [k*S, k*S + S]  S predicted tokens; the last is also the first that row k + 1 reads
 
 Each arrow is computed, none is looked up, so the stream has no state: a run resumes by naming its next step, and
@@ -25,13 +26,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from megacpt.data.history import CorpusRecord, History
-from megacpt.data.mixture import Int64s
+from megacpt.data.mixture import MAX_SAMPLES, Int64s
 from megacpt.data.order import KeyedPermutation, permute, stable_hash
 from megacpt.errors import DataError
 
@@ -91,9 +92,9 @@ class OneByOne:
         """Nothing to fetch."""
 
 
-def record_of(source: TokenSource, redraw: str = "per_epoch") -> CorpusRecord:
-    """Return what identifies a corpus, for the history of a run."""
-    return CorpusRecord(source.num_tokens, source.num_documents, source.fingerprint, source.shard_digests, redraw)
+def record_of(source: TokenSource, **reading: Any) -> CorpusRecord:
+    """Return what identifies a corpus, for the history of a run; `reading`: the record's fields on how it is read."""
+    return CorpusRecord(source.num_tokens, source.num_documents, source.fingerprint, source.shard_digests, **reading)
 
 
 class Location(NamedTuple):
@@ -177,6 +178,7 @@ class Cut:
         sequence_length: predicted tokens of a row.
         key: of the orders.
         redraw: whether each epoch has an order of its own.
+        window_rows: rows that are shuffled among themselves, one window after the other; None: all of an epoch.
         before: where rows were only added: the cut whose last epoch goes on in the first one of this.
         num_carried: rows of that epoch that are still to come.
     """
@@ -187,6 +189,7 @@ class Cut:
     sequence_length: int
     key: tuple[int, ...]
     redraw: bool = True
+    window_rows: int | None = None
     before: Cut | None = None
     num_carried: int = 0
 
@@ -208,9 +211,11 @@ def _locate(cuts: Sequence[Cut], which: Int64s, ordinals: Int64s) -> tuple[Int64
     beyond_first = ordinals - first_ordinal - first_epoch_rows
     later = np.maximum(beyond_first // num_rows + 1, 0)
     numbers = np.where(later > 0, beyond_first % num_rows, ordinals - first_ordinal)
-    pairs, permutation = np.unique(np.stack([which, later]), axis=1, return_inverse=True)
-    orders = [_order(cuts[cut], cuts[cut].first_epoch + epoch) for cut, epoch in pairs.T.tolist()]
-    rows = permute(numbers, orders, permutation)
+    windows = np.array([cut.window_rows or MAX_SAMPLES for cut in cuts])[which]
+    window, inside = np.divmod(numbers, windows)
+    asked, permutation = np.unique(np.stack([which, later, window]), axis=1, return_inverse=True)
+    orders = [_order(cuts[cut], cuts[cut].first_epoch + epoch, window) for cut, epoch, window in asked.T.tolist()]
+    rows = window * windows + permute(inside, orders, permutation)
     for number, cut in enumerate(cuts):
         if cut.before is not None:
             first = np.flatnonzero((which == number) & (later == 0))
@@ -223,10 +228,14 @@ def _locate(cuts: Sequence[Cut], which: Int64s, ordinals: Int64s) -> tuple[Int64
 
 
 @lru_cache(maxsize=1024)
-def _order(cut: Cut, epoch: int) -> KeyedPermutation:
-    if epoch == cut.first_epoch and cut.before is not None:
-        return KeyedPermutation(cut.first_epoch_rows, (*cut.key, epoch))
-    return KeyedPermutation(cut.num_rows, (*cut.key, epoch if cut.redraw else 0))
+def _order(cut: Cut, epoch: int, window: int) -> KeyedPermutation:
+    """The order of a window of an epoch; the only one, 0, where rows have no order of their own."""
+    is_joined = epoch == cut.first_epoch and cut.before is not None
+    num_rows = cut.first_epoch_rows if is_joined else cut.num_rows
+    key = (*cut.key, epoch if is_joined or cut.redraw else 0)
+    if cut.window_rows is None:
+        return KeyedPermutation(num_rows, key)
+    return KeyedPermutation(min(cut.window_rows, num_rows - window * cut.window_rows), (*key, window))
 
 
 class Stream:
@@ -384,7 +393,7 @@ def _cuts(history: History, name: str) -> list[Cut]:
             cuts.pop()
             texts.pop()
         key = (history.seed, stable_hash("order", name))
-        cut = Cut(ordinal, 0, num_rows, length, key, text.redraw == "per_epoch")
+        cut = Cut(ordinal, 0, num_rows, length, key, text.redraw == "per_epoch", text.window_rows(length))
         if cuts:
             last, (last_text, last_length) = cuts[-1], texts[-1]
             cut = replace(cut, first_epoch=int(_locate([last], np.array([0]), np.array([ordinal - 1]))[0][0]) + 1)

@@ -1,7 +1,8 @@
-"""Some of a domain's documents, without rewriting a shard: by a condition, or by a column's values.
+"""Some of a domain's documents, or all in another order, without rewriting a shard: by what their columns say.
 
 A view knows the runs of neighbouring documents that are kept, and how many tokens come before each; reading is a binary
 search over these and a read of the corpus. It costs 16 bytes a run, and at opening one pass over the columns it needs.
+In another order most runs are single documents, and a row is as many reads as it has documents.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from megacpt.data.corpus import Corpus
 from megacpt.data.manifest import NUMBER, TokenizerRecord
+from megacpt.data.order import mix64
 from megacpt.data.where import Where
 from megacpt.errors import DataError
 
@@ -55,34 +58,34 @@ class Removed:
 
 
 class View:
-    """The documents of a corpus that a mask keeps, end to end. It can be read as a corpus is.
+    """Some documents of a corpus in some order, end to end. They can be read as a corpus is.
 
     Attributes:
         corpus: what it is a view of.
-        num_tokens, num_documents, text_bytes, tokenizer: of what is kept, as in `megacpt.data.corpus.Corpus`.
+        num_tokens, num_documents, text_bytes, tokenizer: of these, as in `megacpt.data.corpus.Corpus`.
         removed: what each condition took away.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        kept: NDArray[np.bool_],
+        documents: NDArray[np.int64],
         *,
         name: str,
         text_bytes: int | None = None,
         removed: tuple[Removed, ...] = (),
     ) -> None:
-        """`kept` is bool [documents]; `name` tells this subset of the corpus from others."""
+        """`documents` are their numbers, each once; `name` tells this subset of the corpus from others."""
         offsets = corpus.document_offsets()
-        edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
-        starts, stops = offsets[edges[::2]], offsets[edges[1::2]]
+        edges = np.flatnonzero(np.diff(documents, prepend=-2, append=-2) != 1)
+        starts, stops = offsets[documents[edges[:-1]]], offsets[documents[edges[1:] - 1] + 1]
         has_tokens = stops > starts
         self._starts = starts[has_tokens]
         self._offsets = np.concatenate(([0], np.cumsum((stops - starts)[has_tokens])))
         self._name = name
         self.corpus = corpus
         self.num_tokens = int(self._offsets[-1])
-        self.num_documents = int(kept.sum())
+        self.num_documents = documents.size
         self.text_bytes = text_bytes
         self.tokenizer: TokenizerRecord | None = corpus.tokenizer
         self.removed = removed
@@ -158,15 +161,22 @@ class View:
         return f"View({self.num_documents:,} documents, {self.num_tokens:,} tokens of {self.corpus!r})"
 
 
-def select(corpus: Corpus, subset: Subset) -> View:
+def select(corpus: Corpus, subset: Subset, order_by: str | None = None, descending: bool = False) -> View:
     """The documents of a corpus that a subset means.
+
+    Args:
+        corpus: all documents.
+        subset: which of them.
+        order_by: the column whose values, numbers or text, they come by; equals in an order without meaning, and
+            documents without a value not at all. None: they come as the corpus has them.
+        descending: by falling values.
 
     Raises:
         DataError: a column that is not there or cannot be compared, or nothing is left.
     """
     condition = Where(subset.where) if subset.where is not None else None
     lengths = np.diff(corpus.document_offsets())
-    asked = [*(condition.names if condition else ()), *([subset.rank_by] if subset.rank_by else ()), TEXT_BYTES]
+    asked = [*(condition.names if condition else ()), *filter(None, (subset.rank_by, order_by)), TEXT_BYTES]
     columns = corpus.columns([name for name in dict.fromkeys(asked) if name != NUM_TOKENS])
     columns = columns.set_column(columns.column_names.index(NUMBER), NUM_TOKENS, pyarrow.array(lengths))
     kept = np.ones(corpus.num_documents, np.bool_)
@@ -194,6 +204,11 @@ def select(corpus: Corpus, subset: Subset) -> View:
             middles = (ends - lengths[ranked] / 2) / max(int(ends[-1]) if ends.size else 0, 1)
             chosen[ranked[(middles >= low) & (middles < high)]] = True
             keep(chosen, f"quantiles {low:g} to {high:g} of {subset.rank_by}")
+    documents = np.flatnonzero(kept)
+    if order_by is not None:
+        documents = _ordered(columns, order_by, descending, documents)
+        if documents.size < kept.sum():
+            keep(np.isin(np.arange(kept.size), documents), f"order_by {order_by}")
     if not lengths[kept].sum():
         found = "; ".join(map(str, removed))
         raise DataError("no tokens are left of the domain", found=found, hint="Loosen its conditions.")
@@ -201,21 +216,44 @@ def select(corpus: Corpus, subset: Subset) -> View:
     if not kept.all():
         has_bytes = TEXT_BYTES in columns.column_names and not columns.column(TEXT_BYTES).null_count
         text_bytes = int(columns.column(TEXT_BYTES).to_numpy()[kept].sum()) if has_bytes else None
-    return View(corpus, kept, name=repr(subset), text_bytes=text_bytes, removed=tuple(removed))
+    return View(corpus, documents, name=repr(subset), text_bytes=text_bytes, removed=tuple(removed))
 
 
 def _ranked(columns: pyarrow.Table, name: str, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The numbers of the kept documents that have a value, by rising value; equals in their order."""
-    if name not in columns.column_names:
-        raise DataError(
-            f"the documents have no column {name!r}",
-            where=f"rank_by {name}",
-            found=", ".join(columns.column_names),
-            hint="Columns are kept by megacpt shards build --keep-columns.",
-        )
-    column = columns.column(name)
+    column = _column(columns, name, "rank_by")
     if not (pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type)):
         raise DataError("documents are ranked by numbers", where=f"rank_by {name}", found=column.type)
     values = column.cast(pyarrow.float64()).to_numpy()
     numbers = np.flatnonzero(kept & ~np.isnan(values))
     return numbers[np.argsort(values[numbers], kind="stable")]
+
+
+def _ordered(columns: pyarrow.Table, name: str, descending: bool, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the documents that have a value, by it; equals by a hash of their number, for neighbours are alike."""
+    values = _column(columns, name, "order_by").take(documents)
+    if not any(kind(values.type) for kind in (pyarrow.types.is_integer, pyarrow.types.is_floating, _is_text)):
+        raise DataError("documents are ordered by numbers or text", where=f"order_by {name}", found=values.type)
+    ties = mix64(documents.astype(np.uint64), np.uint64(0))
+    table = pyarrow.table({"value": values, "tie": ties, "document": documents})
+    known = pyarrow.compute.is_valid(values)
+    if pyarrow.types.is_floating(values.type):
+        known = pyarrow.compute.and_not(known, pyarrow.compute.is_nan(values).fill_null(False))
+    by = [("value", "descending" if descending else "ascending"), ("tie", "ascending")]
+    ordered: NDArray[np.int64] = table.filter(known).sort_by(by).column("document").to_numpy()
+    return ordered
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+
+def _column(columns: pyarrow.Table, name: str, asked_by: str) -> pyarrow.ChunkedArray:
+    if name not in columns.column_names:
+        raise DataError(
+            f"the documents have no column {name!r}",
+            where=f"{asked_by} {name}",
+            found=", ".join(columns.column_names),
+            hint="Columns are kept by megacpt shards build --keep-columns.",
+        )
+    return columns.column(name)

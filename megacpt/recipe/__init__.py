@@ -10,7 +10,7 @@ from megacpt.recipe.importance import objective
 from megacpt.recipe.load import dump_recipe, load_recipe, recipes_folder
 from megacpt.recipe.memory import checkpoint_bytes, num_checkpoints
 from megacpt.recipe.model_config import check_promises, find_architecture
-from megacpt.recipe.resolve import Resolved, ResolvedRate, least_world_size, resolve, resolve_rates
+from megacpt.recipe.resolve import Resolved, ResolvedRate, least_world_size, resolve, resolve_rates, wasted_orders
 from megacpt.recipe.schema import Recipe
 from megacpt.recipe.shares import token_shares
 
@@ -33,4 +33,5 @@ __all__ = [
     "resolve_rates",
     "show",
     "token_shares",
+    "wasted_orders",
 ]

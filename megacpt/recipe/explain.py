@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from megacpt.recipe.importance import objective
 from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory, num_checkpoints
-from megacpt.recipe.resolve import Resolved, ResolvedRate, ResolvedStage
+from megacpt.recipe.resolve import Resolved, ResolvedRate, ResolvedStage, wasted_orders
 from megacpt.recipe.shares import token_shares
 from megacpt.units import format_seconds
 
@@ -153,7 +153,7 @@ def _domains(resolved: Resolved) -> Iterator[Row]:
         share, mass = shares.get(name, 0.0), weighting.masses.get(name, 0.0)
         tokens = _rounded(_domain_tokens(resolved, name))
         yield name, domain.role, f"{share:.1%}", f"{mass:.1%}", tokens, f"{domain.max_epochs:g} epochs", held_out
-    for warning in weighting.warnings():
+    for warning in (*weighting.warnings(), *wasted_orders(resolved)):
         yield "warning", warning
     if recipe.mixture.controller != "static":
         every, floor = _count(resolved.mixture_every_steps, "step"), recipe.mixture.floor
@@ -223,19 +223,13 @@ def _bends(resolved: Resolved, rate: ResolvedRate) -> Iterator[Row]:
     end = rate.total_tokens
     bends: list[tuple[str, int, float]] = [("warm-up from", 0, 0.0)] if rate.warmup_tokens else []
     bends.append(("peak", rate.warmup_tokens, rate.peak))
-    final = rate.peak
-    if rate.schedule == "cosine":
-        final = rate.min
-    elif rate.schedule == "wsd":
+    if rate.schedule == "wsd":
         bends.append(("decay from", end - rate.decay_tokens, rate.peak))
-        final = rate.min
     elif rate.constant is not None:
         bends.append(("constant", rate.warmup_tokens + rate.cooldown_tokens, rate.constant))
-        final = rate.constant
         if rate.anneal_tokens:
             bends.append(("anneal from", end - rate.anneal_tokens, rate.constant))
-            final = rate.min
-    bends.append(("end", end, final))
+    bends.append(("end", end, rate.final))
     yield "schedule", rate.schedule + (f", {rate.decay_shape} decay" if rate.schedule == "wsd" else "")
     for what, place, value in bends:
         tokens = rate.from_tokens + place

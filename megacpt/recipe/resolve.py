@@ -6,7 +6,7 @@ Pure arithmetic. A combination that does not fit is refused with the nearest one
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megacpt.errors import LaunchError, RecipeError
@@ -41,6 +41,13 @@ class ResolvedRate:
     decay_shape: str
     total_tokens: int
     from_tokens: int = 0
+
+    @property
+    def final(self) -> float:
+        """The rate that it ends with."""
+        if self.schedule in ("cosine", "wsd") or self.anneal_tokens:
+            return self.min
+        return self.peak if self.constant is None else self.constant
 
 
 @dataclass(frozen=True)
@@ -311,3 +318,23 @@ def _rate(rate: RateSection, begin: int, end: int, stated_tokens: int) -> Resolv
         total_tokens=end - begin,
         from_tokens=begin,
     )
+
+
+LEAST_FINAL_SHARE = 1 / 3
+"""Of the peak: the least end of a learning rate under which an ascending quality order still helps."""
+
+
+def wasted_orders(resolved: Resolved) -> Iterator[str]:
+    """What a user should know of domains whose best text comes when hardly anything is learnt any more.
+
+    Ascending quality wins where the learning rate stays up and loses where it decays (arXiv:2511.18903).
+    """
+    rate = resolved.rates[-1]
+    for name, domain in resolved.recipe.data.domains.items():
+        if domain.order == "ascending" and rate.final < LEAST_FINAL_SHARE * rate.peak:
+            yield (
+                f"the text of {name} comes by rising {domain.order_by}, and the learning rate falls to "
+                f"{rate.final / rate.peak:.0%} of its peak: if {domain.order_by} means quality, the best text teaches "
+                f"least. Set lr.schedule: constant, or lr.min to {rate.peak / 3:.2g} or more, and export the running "
+                "average (optimizer.average_decay)"
+            )

@@ -174,6 +174,26 @@ def subsets_are_told_by_what(recipe: Recipe) -> Violations:
             yield RecipeError("quantiles go from low to high", where=where, found=list(domain.quantiles))
 
 
+def orders_have_a_column(recipe: Recipe) -> Violations:
+    """A rising or falling `order` has a column `order_by`, and only a domain with an order has windows."""
+    for name, domain in recipe.data.domains.items():
+        key = f"data.domains.{name}"
+        if (domain.order in ("ascending", "descending")) != (domain.order_by is not None):
+            yield RecipeError(
+                "an order and its column go together",
+                where=recipe.where(f"{key}.order" if domain.order_by is None else f"{key}.order_by"),
+                found=f"order {domain.order}, order_by {domain.order_by}",
+                expected="ascending or descending with a column, shuffled or as_stored without",
+            )
+        if domain.order == "shuffled" and domain.order_window is not None:
+            yield RecipeError(
+                "a shuffled domain has no windows",
+                where=recipe.where(f"{key}.order_window"),
+                found=f"{domain.order_window:,} tokens",
+                expected="null, or another order",
+            )
+
+
 def some_domain_counts(recipe: Recipe) -> Violations:
     """The weights sum to more than 0."""
     if not recipe.replay.match and not any(domain.weight for domain in recipe.data.domains.values()):
@@ -638,6 +658,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     trained_domains_have_shards_and_weight,
     anchors_are_only_measured,
     subsets_are_told_by_what,
+    orders_have_a_column,
     some_domain_counts,
     targets_are_stated_for_all,
     replay_has_both_roles,

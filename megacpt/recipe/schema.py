@@ -139,6 +139,19 @@ class DomainSection(Section):
     redraw: Literal["per_epoch", "fixed"] = "per_epoch"
     """per_epoch: each epoch has an order of its own. fixed: all have that of the first."""
 
+    order: Literal["shuffled", "as_stored", "ascending", "descending"] = "shuffled"
+    """How the text comes in each epoch. shuffled: in any order. as_stored: as the shards have it. ascending and
+    descending: by the column `order_by`; of equal values in any order. All but the first are shuffled within windows
+    only, and assume that the run reads about one epoch."""
+
+    order_by: str | None = None
+    """The column of `order`: numbers (a quality score, a year) or text (a date as 2024-05-31). `num_tokens` of a
+    document is always there. Documents without a value are left out, and counted."""
+
+    order_window: Tokens | None = None
+    """The text that is shuffled together within an `order`, in whole rows; None is a hundredth of the domain. Windows
+    much smaller than a global batch change nothing."""
+
 
 class StageSection(Section):
     """A change of the token stream on the way. What it does not state stays as it was."""

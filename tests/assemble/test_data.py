@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,6 +134,25 @@ def test_a_subset_is_trained_on_and_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert data.open_corpora(run.recipe, "held_out", 118)["law"] is corpus
     described = data.describe(Stream(corpora, data.history(run, corpora)), num_steps=1)
     assert described["law"].endswith("epochs; where num_tokens > 6 removes 1 documents, 5 tokens")
+
+
+def test_an_order_is_read_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "corpus", [[[1] * 40, [2] * 20, [3] * 30]])
+    corpus = open_corpus(tmp_path / "corpus")
+    monkeypatch.setattr(data, "open_corpus", lambda paths: corpus)
+    run = resolved(tmp_path, "data.domains.law={order: ascending, order_by: num_tokens, order_window: 32}")
+    corpora = data.open_corpora(run.recipe, "shards", 118)
+    stream = Stream(corpora, data.history(run, corpora))
+    assert corpora["law"].read(0, 90).tolist() == [2] * 20 + [3] * 30 + [1] * 40
+    assert [
+        {*pair} for pair in stream.locate(np.flatnonzero(stream.locate(range(6)).domain == 0)).row[:4].reshape(2, 2)
+    ] == [{0, 1}, {2, 3}]
+    assert "epochs, ascending by num_tokens, shuffled within 32 tokens" in data.describe(stream, 1)["law"]
+    assert "shuffled" not in data.describe(stream, 1)["web"]
+    with pytest.raises(DataError, match=r"small\.yaml:\d+: data\.domains\.law\.shards: order_by year: .*no column"):
+        data.open_corpora(
+            resolved(tmp_path, "data.domains.law={order: descending, order_by: year}").recipe, "shards", 118
+        )
 
 
 CORPORA: dict[str, Any] = {"law": MemoryCorpus([20] * 40), "web": MemoryCorpus([20] * 40, first_token=10_000)}

@@ -62,6 +62,7 @@ class Oracle:
         self.epoch: dict[str, int] = {}
         self.left: dict[str, list[int]] = {}
         self.block: list[str] = []
+        self.window: dict[str, int] = {}
 
     def set_rows(self, name: str, num_rows: int) -> None:
         """A domain joins, or gets more rows: what is left of its epoch and the new rows are shuffled together."""
@@ -90,9 +91,12 @@ class Oracle:
         self.given[name] += 1
         if not self.left.get(name):
             self.epoch[name] = self.epoch.get(name, -1) + 1
-            self.left[name] = shuffled(
-                [*range(self.num_rows[name])], SEED, stable_hash("order", name), self.epoch[name]
-            )
+            rows, key = [*range(self.num_rows[name])], (SEED, stable_hash("order", name), self.epoch[name])
+            if window := self.window.get(name):
+                parts = [rows[first : first + window] for first in range(0, len(rows), window)]
+                self.left[name] = [row for i, part in enumerate(parts) for row in shuffled(part, *key, i)]
+            else:
+                self.left[name] = shuffled(rows, *key)
         return name, self.left[name].pop(0)
 
     def fill_block(self) -> list[str]:
@@ -136,7 +140,8 @@ def test_it_reads_what_the_oracle_says() -> None:
         oracle.set_weights(weights)
         walk(num_steps, global_rows)
     walk(500, 8)
-    oracle.set_rows("c", 333)  # a domain joins, on other ranks
+    oracle.set_rows("c", 333)  # a domain joins, on other ranks; it has an order
+    oracle.window["c"] = 50
     oracle.set_weights({"a": 6, "b": 3, "c": 1})
     walk(2000, 8)
     for _ in range(40):  # a jump
@@ -180,12 +185,14 @@ def test_it_reads_what_the_oracle_says() -> None:
     train(3000, dp_size=1, micro_rows=2)
     texts["c"] = c
     edited = [Stage(0, settings({"a": 6, "b": 3, "c": 1}))]
-    history = history.replan(3000, edited, {name: record_of(text) for name, text in texts.items()})
+    records = {name: record_of(text) for name, text in texts.items()}
+    records["c"] = record_of(c, order="as_stored", window_tokens=50 * S + S - 1)
+    history = history.replan(3000, edited, records)
     train(2000, dp_size=4, micro_rows=1)
     history = history.jump(5000, 40)
     train(1000, dp_size=2, micro_rows=4)
     texts["a"] = more_a
-    history = history.replan(6000, edited, {name: record_of(text) for name, text in texts.items()})
+    history = history.replan(6000, edited, {**records, "a": record_of(more_a)})
     history = history.set_weights(6000, {"a": 1, "c": 0.01})
     train(2500, dp_size=8, micro_rows=1)
     larger = [*edited, Stage(8500 * 8 * S, settings({"a": 1, "b": 2, "c": 3}, 16))]
@@ -195,18 +202,23 @@ def test_it_reads_what_the_oracle_says() -> None:
     assert [step for step in range(10_000) if found[step] != expected[step]] == []
 
 
+@pytest.mark.parametrize("order", ["shuffled", "as_stored"])
 @pytest.mark.parametrize("read", [1, 30, 40, 65])
-def test_added_rows_lengthen_the_epoch_that_is_read(read: int) -> None:
+def test_added_rows_lengthen_the_epoch_that_is_read(read: int, order: str) -> None:
     """Of 40 rows some are read; then there are 55, and then 61: every row comes once before any comes again."""
     texts = [Text(40, 0, 1), Text(55, 0, 2), Text(61, 0, 3)]
     plan = [Stage(0, Settings({"a": 1}, S, 1))]
-    history = History.begin(SEED, plan, {"a": record_of(texts[0])})
+    reading = {"order": order, "window_tokens": 5 * S if order == "as_stored" else None}
+    history = History.begin(SEED, plan, {"a": record_of(texts[0], **reading)})
     for step, text in ((read, texts[1]), (read + 3, texts[2])):
-        history = history.replan(step, plan, {"a": record_of(text)})
+        history = history.replan(step, plan, {"a": record_of(text, **reading)})
     rows = Stream({"a": texts[2]}, history).locate(np.arange(200)).row.tolist()
     begun = read // 40 * 40
     assert sorted(rows[begun : begun + 61]) == [*range(61)]
     assert sorted(rows[begun + 61 : begun + 122]) == [*range(61)]
+    if order == "as_stored":
+        windows = [sorted(rows[begun + first : begun + first + 5]) for first in range(61, 121, 5)]
+        assert windows == [[*range(first, first + 5)] for first in range(0, 60, 5)]
 
 
 def test_another_sequence_length_begins_an_epoch_in_other_rows() -> None:

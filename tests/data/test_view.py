@@ -52,7 +52,7 @@ def test_a_view_reads_as_a_corpus_of_the_kept_documents(
     tokens = [[[next(token) % 100 for _ in range(length)] for length, _ in shard] for shard in shards]
     write_folder(folder := tmp_path_factory.mktemp("view"), tokens)
     kept = np.array([is_kept for shard in shards for _, is_kept in shard])
-    view = View(open_corpus(folder), kept, name="")
+    view = View(open_corpus(folder), np.flatnonzero(kept), name="")
     documents = [document for document, is_kept in zip((d for s in tokens for d in s), kept, strict=True) if is_kept]
     flat = [token for document in documents for token in document]
     starts = [sum(map(len, documents[:at])) for at, document in enumerate(documents) if document]
@@ -119,6 +119,35 @@ def test_what_is_removed_is_counted(corpus: Corpus) -> None:
     assert view.removed == (Removed("where num_tokens > 1", 3, 3), Removed("top_tokens 4 by score", 1, 2))
 
 
+@pytest.mark.parametrize(
+    ("order_by", "descending", "documents"),
+    [
+        ("score", False, [5, 1, 3, {2, 6}]),
+        ("score", True, [{2, 6}, 3, 1, 5]),
+        ("num_tokens", True, [3, {1, 5}, {2, 4, 6}]),
+        ("day", False, [6, 2, 1, 3]),
+    ],
+)
+def test_documents_come_in_the_order_of_a_column(
+    tmp_path: Path, order_by: str, descending: bool, documents: list[int | set[int]]
+) -> None:
+    days: list[list[object]] = [["2024-11-02", "2024-05-31", "2025-01-01"], [None, None, "2019-12-31"]]
+    view = select(corpus_of(tmp_path, SHARDS, score=SCORES, day=days), Subset(), order_by, descending)
+    found = [document[0] for document in documents_of(view)]
+    groups = [group if isinstance(group, set) else {group} for group in documents]
+    ends = np.cumsum([len(group) for group in groups])
+    assert [{*part.tolist()} for part in np.split(np.array(found), ends[:-1])] == groups
+    lost = 6 - len(found)
+    assert [removed.documents for removed in view.removed] == [lost] * (lost > 0)
+    assert select(view.corpus, Subset(), order_by, not descending).shard_digests != view.shard_digests
+
+
+def test_the_better_half_may_come_in_order(corpus: Corpus) -> None:
+    view = select(corpus, Subset(rank_by="score", quantiles=(0.3, 1)), "num_tokens")
+    assert [len(document) for document in documents_of(view)] == [1, 1, 2, 3]
+    assert view.read(0, 7).tolist()[-3:] == [3, 3, 3]
+
+
 def test_another_subset_has_another_identity(corpus: Corpus) -> None:
     digests = {select(corpus, Subset(where=f"score > {limit}")).shard_digests for limit in (0.1, 0.3, 0.6)}
     assert len(digests | {corpus.shard_digests}) == 4
@@ -135,6 +164,14 @@ def test_another_subset_has_another_identity(corpus: Corpus) -> None:
 def test_what_cannot_be_chosen_is_named(corpus: Corpus, subset: Subset, fault: str) -> None:
     with pytest.raises(DataError, match=fault):
         select(corpus, subset)
+
+
+def test_what_cannot_be_ordered_is_named(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, SHARDS[:1], flags=[[[1], [2], [3]]])
+    with pytest.raises(DataError, match=r"order_by year: the documents have no column 'year'.*--keep-columns"):
+        select(corpus, Subset(), "year")
+    with pytest.raises(DataError, match=r"order_by flags: documents are ordered by numbers or text \(found list"):
+        select(corpus, Subset(), "flags")
 
 
 def test_a_shard_without_columns_has_no_values(tmp_path: Path) -> None:

@@ -48,6 +48,23 @@ def test_data_and_steps(write: Write) -> None:
     assert "evaluation at the start, every 98 steps, at the end; after the first 1, 2, 4, ... steps too" in plan
 
 
+def test_an_order_that_the_schedule_wastes_is_warned_of(write: Write) -> None:
+    def warnings(*overrides: str) -> list[str]:
+        return [line for line in lines(write, 1, *overrides) if line.startswith("warning")]
+
+    rising = "data.domains.law={order: ascending, order_by: score}"
+    (warning,) = warnings(rising)
+    assert "the text of law comes by rising score, and the learning rate falls to 10% of its peak" in warning
+    assert "lr.min to 3.3e-05 or more" in warning
+    assert warnings(rising, "lr={schedule: wsd, min: 1e-5}")
+    infinite = "schedule: infinite_cosine, cooldown: 60%, constant: 5e-5"
+    assert warnings(rising, f"lr={{{infinite}, anneal: 10%}}")
+    stage = "data.stages=[{at: 50%, lr: {schedule: constant, peak: 1e-5}}]"
+    for kept in ("lr.schedule=constant", "lr.min=3.4e-5", f"lr={{{infinite}}}", stage):
+        assert not warnings(rising, kept)
+    assert not warnings("data.domains.law={order: descending, order_by: score}")
+
+
 def test_milestones_of_each_schedule(write: Write) -> None:
     cosine = lines(write, 1)
     assert "peak 1.00e-04 step 10 10K tokens" in cosine

@@ -60,6 +60,11 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         ),
         (["data.domains.law={rank_by: score, quantiles: [0.5, 0.5]}"], "data.domains.law.quantiles: quantiles go from"),
     ],
+    rules.orders_have_a_column: [
+        (["data.domains.law.order=ascending"], "data.domains.law.order: an order and its column go together"),
+        (["data.domains.law.order_by=score"], "found order shuffled, order_by score"),
+        (["data.domains.law.order_window=1M"], "data.domains.law.order_window: a shuffled domain has no windows"),
+    ],
     rules.some_domain_counts: [
         (["data.domains.law.weight=0", "data.domains.web.weight=0"], "data.domains: nothing would be learnt"),
     ],
