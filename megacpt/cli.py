@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -16,19 +17,18 @@ from typing import TYPE_CHECKING
 from megacpt import __version__
 from megacpt.assemble.schedule import schedule
 from megacpt.assemble.stages import layers_per_stage, stage_bounds
-from megacpt.errors import MegacptError
+from megacpt.errors import USER_ERROR, CommandParser, MegacptError
 from megacpt.recipe import Resolved, least_world_size, load_recipe, resolve, show
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-USER_ERROR = 2
 _NUM_RATES = 200
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("train.py", description="Continue the pre-training of a language model.")
+    parser = CommandParser("train.py", description="Continue the pre-training of a language model.")
     parser.add_argument(
         "--recipe", required=True, metavar="NAME", help="a shipped recipe's name, or a path to a YAML file"
     )
@@ -60,16 +60,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="save and stop in time before so much time has passed (default: what Slurm says in SLURM_JOB_END_TIME)",
     )
     parser.add_argument("--version", action="version", version=f"megacpt {__version__}")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.world_size is not None and not arguments.dry_run:
+        parser.error("--world-size is for --dry-run; a launcher starts the processes: deepspeed --num_gpus N, torchrun")
+    return arguments
 
 
 def duration_seconds(text: str) -> float:
-    """Slurm's way to write a length of time, [D-][[HH:]MM:]SS, in seconds."""
-    days, _, clock = text.rpartition("-")
-    seconds = 0
-    for part in clock.split(":"):
-        seconds = 60 * seconds + int(part)
-    return float(86_400 * int(days or 0) + seconds)
+    """A length of time as Slurm writes it in full, [D-]HH:MM:SS, in seconds."""
+    if (parts := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not [D-]HH:MM:SS, such as 23:50:00")
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def deadline(arguments: argparse.Namespace, now: float) -> float | None:
@@ -95,11 +97,14 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     import rich.console
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    resolved = resolve(recipe, arguments.world_size or least_world_size(recipe))
+    fewest = least_world_size(recipe)
+    resolved = resolve(recipe, fewest if arguments.world_size is None else arguments.world_size)
     shape = resolved.architecture
     layers = None if shape is None else layers_per_stage(stage_bounds(recipe, shape), shape.num_layers)
     console = rich.console.Console()
     show(resolved, console, layers)
+    if arguments.world_size is None:
+        console.print(" These are the fewest processes; --world-size N plans another number.", style="dim")
     if not console.options.ascii_only:
         console.print(_curve_of_rates(resolved, min(console.width, 100)))
     return 0

@@ -2,9 +2,16 @@
 
 Every one says what went wrong and, as far as it is known, where (file, line and key), what was found, what was
 expected and what to do. A command prints the text alone, without a traceback; a bug of ours is any other exception.
+A mistake on the command line is answered in the same way.
 """
 
 from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+USER_ERROR = 2
+"""The exit code of a mistake that the user can mend."""
 
 
 class MegacptError(Exception):
@@ -70,3 +77,23 @@ class TrainingError(MegacptError):
 
 class LaunchError(MegacptError):
     """A world of processes that does not fit the recipe, or the machine."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose error is one line; argparse's own puts the whole usage above it."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave."""
+        self.exit(USER_ERROR, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the names of commands: argparse measures them without their indent."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment

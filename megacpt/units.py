@@ -114,6 +114,14 @@ def format_seconds(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
+def counted(number: float, what: str) -> str:
+    """A number of things: 1 row, 1,024 layers, 2 micro-batches, about 16.9 layers."""
+    if number == 1:
+        return f"1 {what}"
+    plural = f"{what}es" if what.endswith(("ch", "s")) else f"{what}s"
+    return f"{number:,.0f} {plural}" if number == int(number) else f"about {number:.1f} {plural}"
+
+
 @dataclass(frozen=True)
 class Duration:
     """A stretch of a run: a percentage of all its tokens, or a number of tokens. Exactly one of the two is set."""

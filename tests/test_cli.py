@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megacpt import __version__, cli
-from megacpt.errors import LaunchError
+from megacpt.errors import USER_ERROR, LaunchError
 from tests.assemble.recipes import TEXT
 
 WITHOUT_TORCH = """\
@@ -56,7 +56,7 @@ def test_a_dry_run_needs_no_torch(recipe: Path) -> None:
 
 def test_a_mistake_costs_no_torch_either(recipe: Path) -> None:
     done = without_torch(recipe, "--set", "lr.peek=1")
-    assert done.returncode == cli.USER_ERROR
+    assert done.returncode == USER_ERROR
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "lr.peek" in line and "peak" in line
@@ -64,7 +64,7 @@ def test_a_mistake_costs_no_torch_either(recipe: Path) -> None:
 
 def test_only_rank_0_speaks(recipe: Path) -> None:
     done = without_torch(recipe, "--set", "lr.peek=1", rank="3")
-    assert (done.returncode, done.stdout, done.stderr) == (cli.USER_ERROR, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (USER_ERROR, "", "")
 
 
 def test_the_script_of_the_launchers(repository: Path) -> None:
@@ -88,21 +88,31 @@ def test_a_dry_run_on_any_world(
 
 def test_a_world_that_does_not_fit(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--recipe", str(recipe), "--dry-run", "--set", "parallel.pipeline=2", "--world-size", "3"]
-    assert cli.main(arguments) == cli.USER_ERROR
+    assert cli.main(arguments) == USER_ERROR
     assert "3 processes" in capsys.readouterr().err
 
 
 def test_an_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--recipe", "no-such-recipe", "--dry-run"]) == cli.USER_ERROR
+    assert cli.main(["--recipe", "no-such-recipe", "--dry-run"]) == USER_ERROR
     assert "no-such-recipe" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["--recipe"], ["--recipe", "x", "--rsume", "auto"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--recipe"],
+        ["--recipe", "x", "--rsume", "auto"],
+        ["--recipe", "x", "--world-size", "2"],
+        ["--recipe", "x", "--time-limit", "90"],
+    ],
+)
 def test_a_command_line_that_is_not_understood(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert end.value.code == 2
-    assert "usage: train.py" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: ") and "--help" in line
 
 
 def test_arguments_reach_the_run(recipe: Path) -> None:
@@ -125,6 +135,11 @@ def test_arguments_reach_the_run(recipe: Path) -> None:
     assert arguments.local_rank == 3 and not arguments.dry_run
 
 
+def test_a_time_limit_is_read_as_slurm_reads_it() -> None:
+    assert cli.duration_seconds("1-02:03:04") == 93_784
+    assert cli.duration_seconds("23:50:00") == 85_800
+
+
 def test_our_bugs_are_not_hidden(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(arguments: object) -> int:
         raise ZeroDivisionError
@@ -142,5 +157,5 @@ def test_a_launchers_mistake_is_a_user_error(
 
     monkeypatch.setattr(cli, "_train", fail)
     monkeypatch.delenv("RANK", raising=False)
-    assert cli.main(["--recipe", str(recipe)]) == cli.USER_ERROR
+    assert cli.main(["--recipe", str(recipe)]) == USER_ERROR
     assert capsys.readouterr().err == "error: nobody came\n"

@@ -82,9 +82,12 @@ class Shard:
         self.prefix = Path(prefix)
         self.bin_path = Path(f"{prefix}.bin")
         self.idx_path = Path(f"{prefix}.idx")
-        for path in (self.idx_path, self.bin_path):
-            if not path.is_file():
-                raise DataError("the shard has no such file", where=str(path), hint=f"Is {prefix} the right prefix?")
+        missing = [path for path in (self.idx_path, self.bin_path) if not path.is_file()]
+        if len(missing) == 2:
+            expected = "a folder that `megacpt shards build` made, or a shard's path without .bin and .idx"
+            raise DataError("there are no shards here", where=str(prefix), expected=expected)
+        if missing:
+            raise DataError("half of the shard is missing", where=str(missing[0]), hint="Copy it again.")
         index = _map(self.idx_path)
         self.dtype, num_sequences, num_entries = self._header(index)
         parts = _IndexParts.of(num_sequences, num_entries)

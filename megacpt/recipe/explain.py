@@ -16,7 +16,7 @@ from megacpt.recipe.importance import objective
 from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory, num_checkpoints
 from megacpt.recipe.resolve import Resolved, ResolvedRate, ResolvedStage, wasted_orders
 from megacpt.recipe.shares import token_shares
-from megacpt.units import format_seconds
+from megacpt.units import counted, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +72,7 @@ def show(resolved: Resolved, console: Console, layers_per_stage: Sequence[int] |
 
 def _topics(resolved: Resolved, layers_per_stage: Sequence[int] | None) -> Iterator[Topic]:
     recipe = resolved.recipe
-    yield Topic(f"{recipe.name}, on {resolved.world_size} processes", tuple(_model(resolved)))
+    yield Topic(f"{recipe.name}, on {counted(resolved.world_size, 'process')}", tuple(_model(resolved)))
     layers = layers_per_stage or _layers(resolved)
     yield Topic("Layout", tuple(_layout(resolved, layers)))
     yield Topic("Data", tuple(_domains(resolved)))
@@ -129,7 +129,7 @@ def _layout(resolved: Resolved, layers: Sequence[float] | None) -> Iterator[Row]
         yield "recompute", "layers keep their inputs only and run twice"
     ranks = resolved.data * resolved.tensor
     for stage in range(resolved.pipeline if resolved.pipeline > 1 else 0):
-        holds = [_count(layers[stage], "layer")] if layers is not None else ["layers"]
+        holds = [counted(layers[stage], "layer")] if layers is not None else ["layers"]
         if stage == 0:
             holds.insert(0, "embedding")
         if stage == resolved.pipeline - 1:
@@ -156,7 +156,7 @@ def _domains(resolved: Resolved) -> Iterator[Row]:
     for warning in (*weighting.warnings(), *wasted_orders(resolved)):
         yield "warning", warning
     if recipe.mixture.controller != "static":
-        every, floor = _count(resolved.mixture_every_steps, "step"), recipe.mixture.floor
+        every, floor = counted(resolved.mixture_every_steps, "step"), recipe.mixture.floor
         yield "mixture", f"{recipe.mixture.controller} decides every {every}, no share below {floor:g}"
 
 
@@ -170,14 +170,16 @@ def _domain_tokens(resolved: Resolved, name: str) -> float:
 
 def _steps(resolved: Resolved) -> Iterator[Row]:
     recipe = resolved.recipe
-    rows = f"{_count(resolved.global_rows, 'row')} x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens"
-    batches = f"{_count(resolved.num_micro_batches, 'micro-batch')} x {_count(resolved.micro_rows, 'row')}"
-    yield "batch", f"{rows}: {_count(resolved.data, 'replica')} x {batches}"
+    rows = (
+        f"{counted(resolved.global_rows, 'row')} x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens"
+    )
+    batches = f"{counted(resolved.num_micro_batches, 'micro-batch')} x {counted(resolved.micro_rows, 'row')}"
+    yield "batch", f"{rows}: {counted(resolved.data, 'replica')} x {batches}"
     if recipe.batch.global_tokens not in (None, resolved.tokens_per_step):
         yield "", f"asked for {recipe.batch.global_tokens:,} tokens; this is the nearest that the replicas can split"
     for before, stage in pairwise(resolved.stages):
         yield f"from {_rounded(stage.from_tokens)}", _stage_change(before, stage)
-    yield "run", f"{resolved.num_steps:,} steps, {resolved.total_tokens:,} tokens"
+    yield "run", f"{counted(resolved.num_steps, 'step')}, {resolved.total_tokens:,} tokens"
     if resolved.last_step < resolved.num_steps:
         yield "", f"stops after step {resolved.last_step:,}; schedules go on as if it did not"
     evaluation, checkpoint = recipe.evaluation, recipe.checkpoint
@@ -201,7 +203,7 @@ def _stage_change(before: ResolvedStage, stage: ResolvedStage) -> str:
         total = sum(stage.weights.values())
         changes.append(", ".join(f"{name} {weight / total:.1%}" for name, weight in stage.weights.items() if weight))
     if (stage.global_rows, stage.sequence_length) != (before.global_rows, before.sequence_length):
-        changes.append(f"{_count(stage.global_rows, 'row')} x {stage.sequence_length:,}")
+        changes.append(f"{counted(stage.global_rows, 'row')} x {stage.sequence_length:,}")
     return "; ".join(changes) or "as before"
 
 
@@ -259,14 +261,6 @@ def _costs(resolved: Resolved) -> Iterator[Row]:
         yield "time", f"{alone} of an H100 at 400 TFLOP/s in bf16; {together} on {resolved.world_size} of them"
     size, count = checkpoint_bytes(shape), num_checkpoints(resolved)
     yield "checkpoint", f"{_size(size)} each; at most {_size(count * size)}, while the last of {count} is written"
-
-
-def _count(number: float, what: str) -> str:
-    """A number of things: 1 row, 17 layers, 2 micro-batches, about 16.9 layers."""
-    if number == 1:
-        return f"1 {what}"
-    plural = f"{what}es" if what.endswith("ch") else f"{what}s"
-    return f"{number:.0f} {plural}" if number == int(number) else f"about {number:.1f} {plural}"
 
 
 def _ranks(first: int, count: int) -> str:

@@ -112,8 +112,10 @@ def _find(name: str) -> Path:
         )
     if found := given or shipped:
         return found
-    names = [path.relative_to(recipes_folder()).as_posix() for path in sorted(recipes_folder().rglob("*.yaml"))]
-    nearest = get_close_matches(f"{name.removesuffix('.yaml')}.yaml", names, n=1)
+    files = sorted(recipes_folder().rglob("*.yaml"))
+    names = [file.relative_to(recipes_folder()).with_suffix("").as_posix() for file in files]
+    asked = name.removesuffix(".yaml").removesuffix(".yml")
+    nearest = [known for known in names if Path(known).name == asked] or get_close_matches(asked, names, n=1)
     raise RecipeError(
         f"there is no recipe {name}, neither as a path nor in {recipes_folder()}",
         hint=f"Did you mean {nearest[0]}?" if nearest else f"Shipped: {', '.join(names) or 'none'}.",
@@ -142,7 +144,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> Entry:
         raise RecipeError(f"cannot read the recipe: {error}", where=_shown(path)) from error
     entry = _parse(text, _shown(path))
     if not isinstance(entry.value, dict):
-        raise RecipeError("a recipe is a mapping of sections", where=entry.where, found=repr(entry.value))
+        found = "nothing" if entry.value is None else type(entry.value).__name__
+        raise RecipeError("a recipe is a mapping of sections", where=entry.where, found=found, expected="key: value")
     extends = entry.value.pop("extends", None)
     base = Entry({}, entry.where)
     for parent in _parents(extends) if extends else ():
@@ -306,6 +309,8 @@ def _locate(problem: Any, entry: Entry) -> tuple[tuple[str, ...], str]:
 
 def _expectation(problem: Any) -> str:
     """Pydantic's message as what was expected."""
+    if problem["type"] in ("model_type", "dict_type"):
+        return "a section of keys"
     return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
 
 

@@ -94,7 +94,7 @@ def test_what_holds_no_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.idx: the shard has no such file"):
+    with pytest.raises(DataError, match=r"nowhere: there are no shards here"):
         open_corpus(tmp_path / "nowhere")
 
 

@@ -139,7 +139,7 @@ def test_a_manifest_that_contradicts_the_files_is_refused(
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "shard_1.bin").unlink()
-    with pytest.raises(DataError, match=r"shard_1\.bin: the shard has no such file"):
+    with pytest.raises(DataError, match=r"shard_1\.bin: half of the shard is missing"):
         read_manifest(folder).open_shards(folder)
 
 

@@ -191,7 +191,7 @@ def test_a_dtype_that_holds_no_ids_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
     write(tmp_path / "a", DOCUMENTS)
     (tmp_path / f"a.{suffix}").unlink()
-    with pytest.raises(DataError, match=rf"a\.{suffix}: the shard has no such file"):
+    with pytest.raises(DataError, match=rf"a\.{suffix}: half of the shard is missing"):
         Shard(tmp_path / "a")
 
 

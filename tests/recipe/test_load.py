@@ -187,7 +187,8 @@ def test_a_wrong_override_is_one_clear_line(write: Write, override: str, complai
 
 
 def test_an_unknown_name_suggests_the_nearest(write: Write) -> None:
-    assert "Did you mean llama3-8b-medical.yaml?" in refusal(Path("llama-8b-medical"))
+    assert "Did you mean llama3-8b-medical?" in refusal(Path("llama-8b-medical"))
+    assert "Did you mean base/llama3-8b?" in refusal(Path("llama3-8b"))
 
 
 def test_a_name_that_is_both_shipped_and_a_file_is_ambiguous(write: Write) -> None:

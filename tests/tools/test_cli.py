@@ -38,7 +38,7 @@ def test_shards_do_not_need_torch() -> None:
             2,
             "megacpt: a.bin: it is broken (found 1, expected 2)",
         ),
-        (OSError(28, "No space left on device", "a.bin"), 2, "megacpt: [Errno 28] No space left on device: 'a.bin'"),
+        (OSError(28, "No space left on device", "a.bin"), 2, "megacpt: a.bin: No space left on device"),
         (KeyboardInterrupt(), 130, "megacpt: interrupted"),
     ],
 )

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from megacpt.assemble import preflight
+from megacpt.errors import USER_ERROR
 from megacpt.recipe import Resolved
 from megacpt_tools import cli, doctor
 
@@ -54,5 +55,5 @@ def test_only_an_error_is_answered_with_2(
 
 
 def test_a_recipe_that_does_not_load_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--recipe", "no-such-recipe"]) == cli.USER_ERROR
+    assert cli.main(["doctor", "--recipe", "no-such-recipe"]) == USER_ERROR
     assert capsys.readouterr().err.startswith("megacpt: ")

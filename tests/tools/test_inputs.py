@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from megacpt.errors import DataError
 from megacpt_tools import inputs
-from megacpt_tools.inputs import Block, DocumentBorder, find_inputs, read_blocks
+from megacpt_tools.inputs import Block, DocumentBorder, find_inputs, other_files, read_blocks
 
 TEXTS = ["one\ntwo", "drei - ü 心", "", 'quote " and \\', "x" * 300, "last"]
 LINES = "".join(json.dumps({"id": at, "text": text}) + "\n" for at, text in enumerate(TEXTS)).encode()
@@ -97,7 +97,7 @@ def test_blank_lines_part_documents(block_bytes: int, tmp_path: Path, monkeypatc
         (b'{"text": "torn', r"the line is not JSON, .*, column \d+"),
         (b"[1, 2]", "the line is no JSON object, list"),
         (b'{"id": 1, "body": "x"}', "the line has no key 'text', id, body"),
-        (b'{"text": null}', "'text' is not text, None"),
+        (b'{"text": null}', "'text' is not text, null"),
     ],
 )
 def test_a_faulty_line_is_named_by_its_number(
@@ -133,7 +133,7 @@ def test_a_parquet_file_without_the_column_says_which_it_has(tmp_path: Path) -> 
 
 def test_text_that_is_not_utf8_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\ntwo \xff\n")
-    assert faults(tmp_path / "a.txt") == [f"{tmp_path}/a.txt:2: the text is not UTF-8, byte 0xff"]
+    assert faults(tmp_path / "a.txt") == [f"{tmp_path}/a.txt:2: the text is not UTF-8, 0xff, byte 5 of the line"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
@@ -157,7 +157,8 @@ def test_a_document_too_large_is_refused(
 
 
 def test_a_folder_stands_for_its_files_in_order(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.txt", "sub/c.parquet", "sub/ignored.csv", "d.jsonl.gz", "e.tar.gz"):
+    hidden = (".cache/x.jsonl", "sub/.ipynb_checkpoints/b.jsonl", ".y.txt")
+    for name in ("b.jsonl", "a.txt", "sub/c.parquet", "sub/ignored.csv", "d.jsonl.gz", "e.tar.gz", *hidden):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_inputs([tmp_path / "b.jsonl", tmp_path])
@@ -168,6 +169,7 @@ def test_a_folder_stands_for_its_files_in_order(tmp_path: Path) -> None:
         "d.jsonl.gz",
         "sub/c.parquet",
     ]
+    assert other_files([tmp_path]) == {".csv": 1, ".gz": 1}
 
 
 def test_inputs_that_cannot_be_used_are_named(tmp_path: Path) -> None:

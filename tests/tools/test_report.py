@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.errors import USER_ERROR
 from megacpt_tools import cli
 from megacpt_tools.report import write
 from megacpt_tools.report.charts import DARK, LIGHT, thinned
@@ -139,7 +140,7 @@ def test_layers_are_compared_with_the_base_model(tmp_path: Path, capsys: pytest.
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", str(tmp_path)]) == cli.USER_ERROR
+    assert cli.main(["report", str(tmp_path)]) == USER_ERROR
     assert "this is no run folder" in capsys.readouterr().err
 
 

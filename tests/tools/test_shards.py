@@ -37,7 +37,7 @@ def test_build_says_what_it_made(
     assert build(jsonl, bpe_folder, tmp_path / "shards", "--text-key", "body") == 0
     out = capsys.readouterr().out
     assert f"{len(TEXTS)} documents" in out
-    assert "1 documents without text were left out" in out
+    assert "left out: 1 document without text" in out
 
 
 def test_build_hands_every_option_on(tmp_path: Path, jsonl: Path, bpe_folder: Path) -> None:
@@ -62,7 +62,7 @@ def test_slices_are_built_with_columns_and_conditions_and_joined(
         assert build(jsonl, bpe_folder, out, *options, "--shard-index", index, "--max-bad-lines", "1") == 0
     captured = capsys.readouterr()
     assert f"left out: {jsonl}:8: the line is not JSON" in captured.err
-    assert "--where 'text_bytes > 1' removed 1 documents, 1 bytes" in captured.out
+    assert "--where 'text_bytes > 1' removed 1 document, 1 byte" in captured.out
     assert main(["shards", "join", str(out)]) == 0
     assert main(["shards", "inspect", str(out)]) == 0
     assert "columns: source, year, text_bytes" in capsys.readouterr().out

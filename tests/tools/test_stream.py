@@ -40,7 +40,7 @@ def test_history_tells_what_happened_and_what_is_planned(tmp_path: Path, capsys:
     run = checkpoint(tmp_path / "run", history().jump(2, 3, "a spike").accept(4, "domain law: changed"), step=5)
     assert main(["stream", "history", run]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split(maxsplit=3)[3] == "domain law: 9 documents, 801 tokens in 1 shards"
+    assert lines[0].split(maxsplit=3)[3] == "domain law: 9 documents, 801 tokens in 1 shard"
     assert lines[2].endswith("law 50.0%, web 50.0%; 4 rows x 8, from token 0")
     assert lines[3].endswith("3 samples left out: a spike") and lines[4].endswith("accepted: domain law: changed")
     assert lines[5].endswith("planned: law 100.0%; 4 rows x 16, from token 320")

@@ -10,12 +10,13 @@ Only the chosen module is imported, and modules import what is heavy inside `run
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from megacpt.errors import MegacptError
+from megacpt import __version__
+from megacpt.errors import USER_ERROR, CommandParser, MegacptError
 
 COMMANDS = {
     "shards": ("megacpt_tools.shards", "build, inspect, verify and decontaminate shards of tokens"),
@@ -32,13 +33,14 @@ COMMANDS = {
     "debug-data": ("megacpt_tools.debug_data", "make the shards of the recipe debug-tiny"),
 }
 
-USER_ERROR, INTERRUPTED = 2, 130
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. What a user can mend is printed as one line, with exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser("megacpt", description="Tools for the continual pre-training of language models.")
+    parser = CommandParser("megacpt", description="Tools for the continual pre-training of language models.")
+    parser.add_argument("--version", action="version", version=f"megacpt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -48,9 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=chosen.run)
     arguments = parser.parse_args(argv)
     try:
-        return arguments.run(arguments)
-    except (MegacptError, OSError) as error:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough; what is left unwritten goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except MegacptError as error:
         print(f"megacpt: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        print(f"megacpt: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("megacpt: interrupted", file=sys.stderr)

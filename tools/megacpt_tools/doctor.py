@@ -9,13 +9,15 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, TypeAlias
 
+from megacpt.errors import USER_ERROR
+from megacpt.units import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 Row: TypeAlias = tuple[str, str, str]
 """Name, verdict, text."""
 
-USER_ERROR = 2
 TESTED = {
     "python": "==3.11.*",
     "torch": "==2.13.*",
@@ -56,12 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
         from megacpt.recipe import least_world_size, load_recipe, resolve
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        resolved = resolve(recipe, arguments.world_size or least_world_size(recipe))
+        world_size = least_world_size(recipe) if arguments.world_size is None else arguments.world_size
+        resolved = resolve(recipe, world_size)
         with quiet():
             from megacpt.assemble.preflight import examine
 
             findings = [(finding.name, finding.verdict, finding.text) for finding in examine(resolved)]
-        _show(console, f"{recipe.name}, on {resolved.world_size} processes", findings)
+        _show(console, f"{recipe.name}, on {counted(resolved.world_size, 'process')}", findings)
         rows += findings
     return USER_ERROR if any(verdict == "error" for _, verdict, _ in rows) else 0
 

@@ -19,7 +19,8 @@ import io
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -206,11 +207,9 @@ class PlainText(Block):
             data = self.data
         num_lines = data.count(b"\n")
         nothing: dict[str, list[Any]] = {name: [] for name in columns}
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            fault = Fault(data.count(b"\n", 0, error.start), "the text is not UTF-8", f"byte 0x{data[error.start]:02x}")
+        if fault := _not_utf8(data):
             return Documents([], nothing, num_lines, (fault,))
+        text = data.decode()
         texts = [text]
         if self.border == "blank-line":
             documents = (document.strip("\n") for document in _BLANK_LINES.split("\n" + text.replace("\r\n", "\n")))
@@ -265,6 +264,12 @@ def find_inputs(paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
     if not sources:
         raise DataError("no input files were given")
     return sources
+
+
+def other_files(paths: Sequence[str | os.PathLike[str]]) -> Counter[str]:
+    """Suffix -> files of no known kind in those paths that are local folders: `find_inputs` leaves them out."""
+    below = (file for path in paths if os.path.isdir(path) for file in _files_below(os.fspath(path)))
+    return Counter(file.suffix or "without a suffix" for file in below if _kind(file.name) is None)
 
 
 def read_blocks(source: Source, text_key: str, border: DocumentBorder, columns: Sequence[str] = ()) -> Iterator[Block]:
@@ -329,22 +334,34 @@ def _sources(path: str) -> list[Source]:
     found = _sources_at_url(path) if _is_url(path) else _local_sources(path)
     for source in found:
         if _kind(source.path) is None:
-            raise DataError("the kind of file is unknown", where=source.path, expected=KNOWN_SUFFIXES)
+            hint = "Is it JSON lines? Name it .jsonl." if source.path.endswith(".json") else None
+            raise DataError("the kind of file is unknown", where=source.path, expected=KNOWN_SUFFIXES, hint=hint)
     return found
 
 
 def _local_sources(path: str) -> list[Source]:
     if os.path.isdir(path):
-        below = (str(file) for file in Path(path).rglob("*") if file.is_file() and _kind(str(file)) is not None)
-        files = sorted(below, key=Path)
+        files = [str(file) for file in _files_below(path) if _kind(file.name) is not None]
         if not files:
-            raise DataError("the folder holds no input files", where=path, expected=KNOWN_SUFFIXES)
+            others = listed(other_files([path]))
+            raise DataError("the folder holds no input files", where=path, found=others, expected=KNOWN_SUFFIXES)
     else:
         files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
     if not files:
         raise DataError("there is no such input file", where=path)
     states = map(os.stat, files)
     return [Source(file, state.st_size, str(state.st_mtime_ns)) for file, state in zip(files, states, strict=True)]
+
+
+def _files_below(folder: str) -> list[Path]:
+    """The files below a folder in order, but for what is hidden: .git, .ipynb_checkpoints, .cache of the hub."""
+    below = (path for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(path for path in below if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def listed(counts: Mapping[str, int]) -> str | None:
+    """'3 .csv, 1 .json', or None of nothing."""
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(counts.items())) or None
 
 
 def _sources_at_url(url: str) -> list[Source]:
@@ -461,6 +478,8 @@ def _entry(line: bytes, text_key: str) -> dict[str, Any] | Fault:
     try:
         entry = orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if not_utf8 := _not_utf8(line):
+            return not_utf8
         return Fault(0, "the line is not JSON", f"{error.msg}, column {error.colno}")
     if not isinstance(entry, dict):
         return Fault(0, "the line is no JSON object", type(entry).__name__)
@@ -468,8 +487,19 @@ def _entry(line: bytes, text_key: str) -> dict[str, Any] | Fault:
         hint = "Name the key of the text with --text-key."
         return Fault(0, f"the line has no key {text_key!r}", ", ".join(entry) or "no keys", hint)
     if not isinstance(entry[text_key], str):
-        return Fault(0, f"{text_key!r} is not text", repr(entry[text_key])[:80])
+        return Fault(0, f"{text_key!r} is not text", orjson.dumps(entry[text_key]).decode()[:80])
     return entry
+
+
+def _not_utf8(data: bytes) -> Fault | None:
+    """The first place in lines that is not UTF-8, if there is one."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line, column = data.count(b"\n", 0, error.start), error.start - data.rfind(b"\n", 0, error.start)
+        hint = "Other encodings: iconv -f latin1 -t utf-8 FILE > NEW."
+        return Fault(line, "the text is not UTF-8", f"0x{data[error.start]:02x}, byte {column} of the line", hint)
+    return None
 
 
 def _text_of(line: bytes, text_key: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from megacpt.units import format_seconds
+from megacpt.units import counted, format_seconds
 from megacpt_tools.builder import BuildProgress
 
 LINE_EVERY_SECONDS = 10.0
@@ -25,7 +25,7 @@ def build_progress(stream: TextIO | None = None) -> Iterator[Callable[[BuildProg
 
     def counts(progress: BuildProgress) -> str:
         rate = progress.tokens / max(time.monotonic() - start_seconds, 1e-9)
-        return f"{progress.documents:,} documents  {progress.tokens:,} tokens  {rate / 1e6:.2f} M tokens/s"
+        return f"{counted(progress.documents, 'document')}  {progress.tokens:,} tokens  {rate / 1e6:.2f} M tokens/s"
 
     if stream.isatty():
         columns = BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megacpt.errors import DataError
-from megacpt.units import parse_tokens
+from megacpt.units import counted, parse_tokens
 
 if TYPE_CHECKING:
     from rich.table import Column
@@ -170,6 +171,7 @@ _VERIFY = "Check sizes, checksums, the order of the index and that every id lies
 
 def _build(arguments: argparse.Namespace) -> int:
     from megacpt_tools.builder import BuildOptions, build_shards
+    from megacpt_tools.inputs import listed, other_files
     from megacpt_tools.progress import build_progress
 
     if arguments.held_out_max_documents and not arguments.held_out:
@@ -210,10 +212,13 @@ def _build(arguments: argparse.Namespace) -> int:
     for source in manifest.sources:
         if source.documents == source.empty_documents:
             print(f"warning: {source.path} holds no documents")
+    if others := other_files(arguments.input):
+        print(f"left out: files of other kinds: {listed(others)}")
     if num_empty := sum(source.empty_documents for source in manifest.sources):
-        print(f"{num_empty:,} documents without text were left out")
+        print(f"left out: {counted(num_empty, 'document')} without text")
     for entry in manifest.filters:
-        print(f"--where {entry.where!r} removed {entry.removed_documents:,} documents, {entry.removed_bytes:,} bytes")
+        removed = counted(entry.removed_documents, "document")
+        print(f"--where {entry.where!r} removed {removed}, {counted(entry.removed_bytes, 'byte')}")
     return 0
 
 
@@ -271,8 +276,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
             tokenizer_path = manifest.tokenizer.name
         _print_manifest(path, manifest)
     else:
-        shards = [_open_shard(path)]
-        print(shards[0])
+        shard = _open_shard(path)
+        shards = [shard]
+        print(
+            f"{shard.prefix}: {counted(shard.num_documents, 'document')}, {shard.num_tokens:,} tokens ({shard.dtype})"
+        )
     if arguments.documents > 0 and tokenizer_path is not None:
         _print_documents(shards, arguments.documents, tokenizer_path, fingerprint)
     elif arguments.documents > 0:
@@ -290,7 +298,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         else:
             shard = _open_shard(path)
             shard.verify()
-            print(f"{shard}: ok (without a manifest there are no checksums and no vocabulary to check against)")
+            print(f"{shard.prefix}: ok (without a manifest there are no checksums and no vocabulary to check against)")
     return 0
 
 
@@ -302,10 +310,9 @@ def _open_shard(path: Path) -> Shard:
 
 def _summary(manifest: Manifest) -> str:
     per_token = f", {manifest.bytes / manifest.tokens:.2f} bytes per token" if manifest.tokens else ""
-    plural = "" if len(manifest.shards) == 1 else "s"
     return (
-        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens ({manifest.dtype}) in "
-        f"{len(manifest.shards)} shard{plural}{per_token}"
+        f"{counted(manifest.documents, 'document')}, {manifest.tokens:,} tokens ({manifest.dtype}) in "
+        f"{counted(len(manifest.shards), 'shard')}{per_token}"
     )
 
 
@@ -409,7 +416,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _fraction(text: str) -> float:
     """'1%' or '0.01'."""
-    fraction = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    try:
+        fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        fraction = math.nan
     if not 0 < fraction < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100 %")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 1% or 0.01")
     return fraction

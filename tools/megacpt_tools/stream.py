@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megacpt.units import counted
+
 if TYPE_CHECKING:
     from megacpt.data.stream import Stream
 
@@ -80,7 +82,8 @@ def _history(arguments: argparse.Namespace) -> int:
     events: list[tuple[int, str]] = []
     for generation in history.corpora:
         record = generation.record
-        text = f"{record.documents:,} documents, {record.tokens:,} tokens in {len(record.shards)} shards"
+        documents, shards = counted(record.documents, "document"), counted(len(record.shards), "shard")
+        text = f"{documents}, {record.tokens:,} tokens in {shards}"
         events.append((generation.from_step, f"domain {generation.domain}: {text}"))
     for segment in history.segments:
         settings = segment.settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.once:
         console.print(picture(records, console.width))
         return 0
-    with Live(picture(records, console.width), console=console, auto_refresh=False) as live:
+    with (
+        suppress(KeyboardInterrupt),
+        Live(picture(records, console.width), console=console, auto_refresh=False) as live,
+    ):
         while not records.is_finished:
             time.sleep(arguments.every)
             records = RunRecords.read(arguments.run_folder)

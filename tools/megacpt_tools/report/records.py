@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,11 +160,12 @@ class RunRecords:
 
 
 def _stages(folder: Path, recipe: Mapping[str, Any]) -> tuple[RunStage, ...]:
-    """The stages of the plan in the newest checkpoint; without one, the whole run is one stage."""
+    """The stages of the plan in the newest checkpoint; without one that can be read, the whole run is one stage."""
     newest = CheckpointFolder(folder / "checkpoints").newest()
-    if newest is not None:
-        plan = read_state(newest)["data"]["plan"]
-        return tuple(RunStage(stage["from_tokens"], stage["weights"]) for stage in plan)
+    with suppress(CheckpointError):
+        if newest is not None:
+            plan = read_state(newest)["data"]["plan"]
+            return tuple(RunStage(stage["from_tokens"], stage["weights"]) for stage in plan)
     weights = {name: domain.get("weight") or 0.0 for name, domain in recipe["data"]["domains"].items()}
     return (RunStage(0, weights),)
 
