@@ -100,7 +100,7 @@ class Watchdog:
     def _others(self) -> list[str]:
         """What is known of the ranks that do not wait in the same place as this one."""
         mine = self._file(self._rank, "json").stat().st_mtime
-        found = []
+        found, hosts = [], set()
         for rank in range(self._world_size):
             path = self._file(rank, "json")
             try:
@@ -109,9 +109,11 @@ class Watchdog:
             except (OSError, json.JSONDecodeError):
                 found.append(f"rank {rank} is gone")
                 continue
+            hosts.add(values["host"])
             where = f"rank {rank} ({values['host']}, pid {values['pid']})"
             if age > 3 * self._period_seconds:
                 found.append(f"{where} is frozen or gone since {age:.0f} s, last in '{values['activity']}'")
             elif values["activity"] != self._noted[0]:
                 found.append(f"{where} is in '{values['activity']}' since {values['seconds']} s")
-        return found or ["all ranks wait in the same place"]
+        between = f": is the network between {', '.join(sorted(hosts))} cut?" if len(hosts) > 1 else ""
+        return found or [f"all ranks wait in the same place{between}"]

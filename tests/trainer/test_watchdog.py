@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -63,3 +64,14 @@ def test_a_rank_that_waits_names_the_silent_and_those_elsewhere(
     assert "is in 'Evaluation after step 7' since 9 s" in said
     assert "rank 3 is gone" in said
     assert "test_watchdog.py" in (tmp_path / f"{id(dogs[0])}.txt").read_text()
+
+
+def test_ranks_of_several_hosts_that_wait_together_suspect_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dogs = [Watchdog(tmp_path, rank, 2, timeout_seconds=0.4) for rank in range(2)]
+    for host, dog in zip(("n7", "n8"), dogs, strict=True):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        dog.note("step 3")
+        dog._write("step 3", 9.0)
+    assert dogs[0]._others() == ["all ranks wait in the same place: is the network between n7, n8 cut?"]
