@@ -8,11 +8,12 @@ still reaches the user. Every entry was seen with DeepSpeed 0.19.8 and torch 2.1
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TextIO
 
 # Whole lines of stdout.
@@ -45,18 +46,40 @@ _WARNED: tuple[tuple[str, type[Warning]], ...] = (
     (r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated", FutureWarning),
 )
 
+# Starts of messages of the logging module, with their logger.
+_LOGGED: tuple[tuple[str, str], ...] = (
+    # Of any optimizer that is not DeepSpeed's own or torch's: ours is tested here, under every ZeRO stage.
+    ("DeepSpeed", r"\*{4} You are using ZeRO with an untested optimizer"),
+)
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leave the listed lines and warnings out of what this process writes, as long as the context lasts."""
     sieve = _Sieve(sys.stdout)
-    with warnings.catch_warnings(), redirect_stdout(sieve):
+    with warnings.catch_warnings(), redirect_stdout(sieve), ExitStack() as filters:
         for message, category in _WARNED:
             warnings.filterwarnings("ignore", message, category)
+        for name, message in _LOGGED:
+            filters.enter_context(_without(logging.getLogger(name), message))
         try:
             yield
         finally:
             sieve.flush()
+
+
+@contextmanager
+def _without(logger: logging.Logger, message: str) -> Iterator[None]:
+    """Leave messages out of a log, by their start."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not re.match(message, record.getMessage())
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
 
 
 class _Sieve(io.TextIOBase):

@@ -1,5 +1,6 @@
 """What is silenced, and that everything else is not."""
 
+import logging
 import sys
 import warnings
 
@@ -55,6 +56,19 @@ def test_only_the_listed_warnings_are_silenced() -> None:
         "`torch.something_else` is deprecated",
         "the learning rate is 0",
     ]
+
+
+def test_only_the_listed_lines_of_a_log_are_silenced(caplog: pytest.LogCaptureFixture) -> None:
+    log, untested = logging.getLogger("DeepSpeed"), "**** You are using ZeRO with an untested optimizer, proceed with"
+    log.addHandler(caplog.handler)
+    try:
+        with quiet():
+            log.warning(untested)
+            log.warning("another")
+        log.warning(untested)
+    finally:
+        log.removeHandler(caplog.handler)
+    assert list(dict.fromkeys(caplog.messages)) == ["another", untested]
 
 
 def test_stdout_and_filters_are_as_before_afterwards() -> None:
