@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -71,6 +72,17 @@ def test_a_wrong_value_is_one_clear_line(write: Write, override: str, complaint:
     assert str(caught.value).startswith("--set: ")
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "../other", "/etc/run", "a/../../b", "a\\b", "~", ".hidden", "-rf", "a\n", ""]
+)
+def test_a_name_does_not_lead_out_of_the_run_folder(name: str, write: Write) -> None:
+    """Names of runs and of domains are parts of paths."""
+    with pytest.raises(RecipeError, match="name: cannot use this value"):
+        load_recipe(write(), [f"name={json.dumps(name)}"])
+    with pytest.raises(RecipeError, match=r"data\.domains"):
+        load_recipe(write(), [f"data.domains={{{json.dumps(name)}: {{role: new, shards: shards/x, weight: 1}}}}"])
 
 
 def test_one_path_is_a_list_of_one(write: Write) -> None:
