@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.export import MODEL_FILES
 from megacpt.checkpoint.folder import CheckpointFolder, Retention
 from megacpt.checkpoint.saving import Saver
+from megacpt.data.history import History
 from megacpt.data.stream import Stream
 from megacpt.engine.processes import World, from_main, make_tensor_group
 from megacpt.evaluate.base_loss import check_base_loss
@@ -90,11 +92,12 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         preflight.check_disk(resolved, architecture, folder)
         for warning in wasted_orders(resolved):
             logger().warning(warning)
-    if checkpoint and saved:
-        plan_of_data, texts = data.plan(resolved), data.records(recipe, training)
-        history = resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
-    else:
-        history = data.history(resolved, training)
+    plan_of_data, texts = data.plan(resolved), data.records(recipe, training)
+
+    def continued(checkpoint: Path, saved: Mapping[str, Any]) -> History:
+        return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
+
+    history = continued(checkpoint, saved) if checkpoint and saved else data.history(resolved, training)
     stream = Stream(training, history)
     resolved = data.lasting(resolved, history)
     resolved, stream = data.bounded(resolved, stream)
@@ -193,7 +196,15 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
             stopping=stopping,
             note=watchdog.note,
             roll_back=Rollbacks(
-                lambda path: restore(engine, path, channel), checkpoints, loader, guard, events, checkpointing.finish
+                lambda path: restore(engine, path, channel),
+                checkpoints,
+                channel,
+                continued,
+                loader,
+                guard,
+                events,
+                checkpointing.finish,
+                steering.rewind if steering else lambda step: None,
             ),
             seed=recipe.seed,
             utilisation=utilisation(resolved, architecture.flops_per_token(resolved.sequence_length), world.device),

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megacpt.checkpoint.channel import Channel
-from megacpt.checkpoint.folder import CheckpointFolder, damage, find_checkpoint, read_state
+from megacpt.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
+from megacpt.checkpoint.intact import first_intact
 from megacpt.data.history import CorpusRecord, History, Stage
 from megacpt.errors import CheckpointError
 from megacpt.observe.log import logger
@@ -51,23 +52,15 @@ def choose_checkpoint(resume: str | None, run_folder: Path, channel: Channel) ->
     candidates, error = channel.broadcast(_candidates(resume, run_folder) if channel.is_main else None)
     if error:
         raise error
-    damaged: list[str] = []
-    for candidate in candidates:
-        shares = channel.gather(damage(candidate, share=(channel.rank, channel.size)))
-        found = channel.broadcast([line for share in shares for line in share][:1])
-        if not found:
-            for line in damaged:
-                logger().warning("a damaged checkpoint is passed over for %s: %s", candidate.name, line)
-            return Path(candidate)
-        damaged += found
-    if candidates:
+    chosen, damaged = first_intact(candidates, channel)
+    if damaged and chosen is None:
         raise CheckpointError(
             "no checkpoint here is intact" if len(candidates) > 1 else "this checkpoint is damaged",
             where=str(candidates[0].parent if len(candidates) > 1 else candidates[0]),
             found="; ".join(damaged),
             hint="`megacpt checkpoint verify RUN` looks at all files of all checkpoints.",
         )
-    return None
+    return chosen
 
 
 def _candidates(resume: str | None, run_folder: Path) -> tuple[list[Path], CheckpointError | None]:

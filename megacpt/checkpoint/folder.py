@@ -149,7 +149,7 @@ class CheckpointFolder:
         """Rename the checkpoints beyond `step`, from which the run is about to take another way: they stay readable by
         name, but are no longer of the run."""
         for path in self.complete():
-            if int(path.name.removeprefix("step_")) > step:
+            if step_of(path) > step:
                 aside = path.with_name(f"{path.name}{SET_ASIDE}")
                 if aside.exists():
                     shutil.rmtree(aside)
@@ -160,12 +160,17 @@ class CheckpointFolder:
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+        return sorted(found, key=step_of)
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint."""
         complete = self.complete()
         return complete[-1] if complete else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps done before a complete checkpoint was saved, by its name."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def _standing(checkpoint: Path) -> dict[str, Any]:

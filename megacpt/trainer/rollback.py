@@ -2,16 +2,20 @@
 
 The jump becomes part of the data's history, which every later checkpoint stores: a resume, under whatever layout,
 reads the same samples. A run that dies between a rollback and its next checkpoint starts from the checkpoint before,
-meets the same bad steps, and rolls back in the same way, since all of it follows from what checkpoints hold.
+meets the same bad steps, and rolls back in the same way: going back is resuming, with the same data and controllers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from megacpt.checkpoint.folder import CheckpointFolder, read_state
-from megacpt.data.history import History
+from megacpt.checkpoint.channel import Channel
+from megacpt.checkpoint.folder import CheckpointFolder, read_state, step_of
+from megacpt.checkpoint.intact import first_intact
+from megacpt.data.history import History, Jump
 from megacpt.data.loader import Loader
 from megacpt.errors import TrainingError
 from megacpt.observe.events import Events
@@ -25,53 +29,62 @@ class Rollbacks:
     Args:
         restore: puts a checkpoint's weights and optimizer state into the engine.
         folder: the run's checkpoints.
-        loader: gets the checkpoint's data history, with the jump.
+        channel: to the other ranks.
+        continued: a checkpoint and its state -> the data of a run that goes on from there.
+        loader: gets that, with the jumps.
         guard: gets its standing at the checkpoint.
         events: where rollbacks are noted.
         finish_saving: waits for a checkpoint that is being written.
+        rewind: told the step, once all this is as it was there.
     """
 
     def __init__(
         self,
         restore: Callable[[Path], None],
         folder: CheckpointFolder,
+        channel: Channel,
+        continued: Callable[[Path, Mapping[str, Any]], History],
         loader: Loader,
         guard: Guard,
         events: Events,
         finish_saving: Callable[[], None],
+        rewind: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.restore, self.folder, self.loader = restore, folder, loader
+        self.restore, self.folder, self.channel = restore, folder, channel
+        self.continued, self.loader, self.rewind = continued, loader, rewind
         self.guard, self.events, self.finish_saving = guard, events, finish_saving
 
     def __call__(self, wanted: Rollback) -> int:
-        """Go back; returns the number of steps done there.
+        """Go back to the newest intact checkpoint from before the first bad step; returns the number of steps done.
 
         Raises:
-            TrainingError: no checkpoint is older than the first bad step.
+            TrainingError: there is none.
         """
         self.finish_saving()
-        states = [(path, read_state(path)) for path in self.folder.complete()]
-        good = [(path, state) for path, state in states if state["step"] < wanted.before_step]
-        if not good:
+        older = [path for path in self.folder.complete()[::-1] if step_of(path) < wanted.before_step]
+        checkpoint, damaged = first_intact(self.channel.broadcast(older), self.channel)
+        if checkpoint is None:
             raise TrainingError(
                 "there is no checkpoint to roll back to",
                 where=str(self.folder.folder),
-                expected=f"one of an earlier step than {wanted.before_step}",
+                found="; ".join(damaged) or None,
+                expected=f"an intact one of an earlier step than {wanted.before_step}",
                 hint="Raise checkpoint.keep_last, or save more often.",
             )
-        checkpoint, state = good[-1]
+        state = read_state(checkpoint)
         step = state["step"]
         history = self.loader.stream.history
         jump_at_step = max(wanted.jump_from_step - 1, step)
         num_samples = history.first_sample(wanted.jump_to_step) - history.first_sample(jump_at_step)
         self.restore(checkpoint)
         self.guard.restore(state["guard"])
+        restored = self.continued(checkpoint, state)
+        earlier = Counter(history.jumps) - Counter(restored.jumps)  # the checkpoint cannot know of them
         reason = f"bad steps {wanted.before_step} to {wanted.jump_to_step}"
-        restored = History.from_json(state["data"])
-        for jump in history.jumps:  # those of earlier rollbacks, which the checkpoint cannot know
-            if jump not in restored.jumps:
-                restored = restored.jump(jump.at_step, jump.num_samples, jump.reason)
-        self.loader.change(restored.jump(jump_at_step, num_samples, reason), step)
+        for jump in (*earlier.elements(), Jump(jump_at_step, num_samples, reason)):
+            restored = restored.jump(jump.at_step, jump.num_samples, jump.reason)
+        self.loader.change(restored, step)
+        self.rewind(step)
         logger().info(
             "rolled back from step %d to %s, leaving out %d samples before step %d",
             wanted.jump_to_step,

@@ -47,20 +47,38 @@ class Steering:
         self._observations = list(observations)
 
     def __call__(self, record: EvaluationRecord) -> None:
-        """Decide, if it is time. Losses that are not finite change nothing and are not remembered."""
-        if record.step % self.every_steps:
-            return
+        """Decide, if it is time, and once: a resume at step 0 evaluates again.
+
+        Losses that are not finite change nothing and are not remembered.
+        """
         step, history = record.step, self.loader.stream.history
+        if step % self.every_steps or step in (observation.step for observation in self._observations):
+            return
         planned, in_force = history.planned_shares(step), history.shares(step)
         losses = dict(zip(planned, self.broadcast([record.domains[name].loss for name in planned]), strict=True))
         if not all(map(math.isfinite, losses.values())):
             logger().warning("step %d: the mixture stays, for a held-out loss is not finite", step)
             return
-        past = self._until(step - 1)  # a run that was taken back decides anew
-        self._observations = [*past, Observation(step, record.tokens, losses, in_force)]
+        self._observations.append(Observation(step, record.tokens, losses, in_force))
+        self._decide()
+
+    def rewind(self, step: int) -> None:
+        """The run was taken back to `step`, and its data's history to what it was there.
+
+        What was observed later is forgotten. A decision of `step` itself, which a checkpoint written before the
+        evaluation lacks, is taken again.
+        """
+        self._observations = self._until(step)
+        if self._observations and self._observations[-1].step == step:
+            self._decide()
+
+    def _decide(self) -> None:
+        """Set the shares that follow from the observations, from the step of the last one on."""
+        step, history = self._observations[-1].step, self.loader.stream.history
+        planned = history.planned_shares(step)
         decided = self.controller.decide(self._observations, planned, self.floor, self.ceilings(step))
         shares = dict(zip(planned, self.broadcast([decided[name] for name in planned]), strict=True))
-        if shares != in_force:
+        if shares != history.shares(step):
             self.loader.set_weights(step, shares)
             logger().info("mixture after step %d: %s", step, ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
 

@@ -89,8 +89,28 @@ def test_a_run_that_was_taken_back_forgets_what_it_saw_since(loader: Loader) -> 
     for step in (0, 2, 4):
         steer(record(step, 1.0, 1.0 + step))
     assert [o["step"] for o in steer.state(3)] == [0, 2]
-    steer(record(2, 1.0, 1.0))
+    steer.rewind(3)
     assert [o["step"] for o in steer.state(9)] == [0, 2]
+
+
+def test_a_run_that_was_taken_back_takes_a_decision_that_the_checkpoint_lacks(loader: Loader) -> None:
+    """An evaluation that was interrupted by a stop is made up after the resume, so the checkpoint is from before it."""
+    steer = steering(loader)
+    steer(record(0, 1.0, 1.0))
+    before, decided = loader.stream.history, {"new": 0.25, "old": 0.75}
+    for step in (2, 4):
+        steer(record(step, 1.0, 1.0 + step))
+    loader.change(before, 2)
+    steer.rewind(2)
+    assert [loader.stream.history.shares(step) for step in (1, 2, 5)] == [{"new": 0.5, "old": 0.5}, decided, decided]
+
+
+def test_an_evaluation_that_is_made_again_changes_nothing(loader: Loader) -> None:
+    first = steering(loader)
+    first(record(0, 1.0, 3.0))
+    again = steering(loader, [Observation.from_json(observation) for observation in first.state(0)])
+    again(record(0, 1.0, 3.0))
+    assert again.state(0) == first.state(0)
 
 
 def test_goes_on_with_what_the_checkpoint_kept(loader: Loader) -> None:
