@@ -56,7 +56,7 @@ def collate(rows: Rows, domains: npt.ArrayLike, row_weights: npt.ArrayLike, docu
         document_mask: whether documents end predictions and restart positions; else a row is one text.
     """
     num_rows, width = rows.tokens.shape
-    labels = rows.tokens[:, 1:].copy()
+    labels = rows.tokens[:, 1:].astype(np.int64)
     positions = np.broadcast_to(np.arange(width), rows.tokens.shape)
     if document_mask:
         starts = rows.document_starts
@@ -67,7 +67,7 @@ def collate(rows: Rows, domains: npt.ArrayLike, row_weights: npt.ArrayLike, docu
         labels[padded, max(rows.num_tokens[padded] - 1, 0) :] = IGNORE_INDEX
     weights = np.where(labels != IGNORE_INDEX, np.asarray(row_weights, dtype=np.float32)[:, None], np.float32(0))
     return MicroBatch(
-        input_ids=torch.from_numpy(rows.tokens[:, :-1].copy()),
+        input_ids=torch.from_numpy(rows.tokens[:, :-1].astype(np.int64)),
         positions=torch.from_numpy(positions.reshape(num_rows, width)[:, :-1].copy()),
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(weights),

@@ -74,7 +74,7 @@ class Corpus:
             tokens[first + begin - start : first + end - start] = shard.read(begin, end - begin)
         return tokens
 
-    def read_into(self, out: NDArray[np.int64], places: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+    def read_into(self, out: NDArray, places: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count]."""
         shards, inside = self._shards_of(starts, out.shape[1])
         for i in np.flatnonzero(shards < 0):

@@ -118,9 +118,17 @@ class Shard:
         self._read(_open(self).bin, start, tokens)
         return tokens
 
-    def read_into(self, out: NDArray[np.int64], places: Iterable[int], starts: Iterable[int]) -> None:
-        """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count]."""
-        tokens, bin_file = np.empty(out.shape[1], self.dtype), _open(self).bin
+    def read_into(self, out: NDArray, places: Iterable[int], starts: Iterable[int]) -> None:
+        """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count], contiguous.
+
+        Rows of the shard's own dtype are read where they belong, others are converted.
+        """
+        bin_file = _open(self).bin
+        if out.dtype == self.dtype:
+            for place, start in zip(places, starts, strict=True):
+                self._read(bin_file, start, out[place])
+            return
+        tokens = np.empty(out.shape[1], self.dtype)
         for place, start in zip(places, starts, strict=True):
             self._read(bin_file, start, tokens)
             out[place] = tokens
@@ -133,12 +141,13 @@ class Shard:
 
     def _read(self, bin_file: int, start: int, tokens: NDArray) -> None:
         _check_range(start, start + tokens.size, self.num_tokens)
-        buffer, offset = memoryview(tokens.view(np.uint8).data), start * self.dtype.itemsize
-        while buffer:
-            num_bytes = os.preadv(bin_file, [buffer], offset)
-            if not num_bytes:
+        offset = start * self.dtype.itemsize
+        num_bytes = os.preadv(bin_file, [tokens], offset)
+        while num_bytes < tokens.nbytes:  # a read may be cut short, by a signal or at 2 GiB
+            more = os.preadv(bin_file, [tokens.view(np.uint8)[num_bytes:]], offset + num_bytes)
+            if not more:
                 raise DataError("the shard became shorter while it was read", where=str(self.bin_path))
-            buffer, offset = buffer[num_bytes:], offset + num_bytes
+            num_bytes += more
 
     def document_offsets(self, first: int = 0, stop: int | None = None) -> NDArray[np.int64]:
         """Where documents [first, stop) begin, in tokens, and where the last of them ends: int64 [stop - first + 1]."""

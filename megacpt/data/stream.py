@@ -26,7 +26,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from megacpt.data.history import CorpusRecord, History
 from megacpt.data.mixture import MAX_SAMPLES, Int64s
 from megacpt.data.order import KeyedPermutation, permute, stable_hash
 from megacpt.errors import DataError
+
+Tokens: TypeAlias = npt.NDArray[np.int32]
+"""Ids as shards of large vocabularies store them, so that rows are read without a conversion."""
 
 
 class TokenSource(Protocol):
@@ -66,7 +69,7 @@ class TokenSource(Protocol):
     def document_starts(self, start: int, stop: int) -> Int64s:
         """Return the rising, distinct offsets d of documents' first tokens with start <= d < stop."""
 
-    def read_into(self, out: Int64s, places: Int64s, starts: Int64s) -> None:
+    def read_into(self, out: Tokens, places: Int64s, starts: Int64s) -> None:
         """Fill `out[places[i]]` with the tokens from `starts[i]` on; out: [rows, tokens of each]."""
 
     def document_starts_many(self, starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
@@ -79,7 +82,7 @@ class TokenSource(Protocol):
 class OneByOne:
     """The reads of many rows at once as loops over the reads of one, for a source that has nothing faster."""
 
-    def read_into(self: TokenSource, out: Int64s, places: Int64s, starts: Int64s) -> None:
+    def read_into(self: TokenSource, out: Tokens, places: Int64s, starts: Int64s) -> None:
         for place, start in zip(places.tolist(), starts.tolist(), strict=True):
             out[place] = self.read(start, out.shape[1])
 
@@ -116,7 +119,7 @@ class Location(NamedTuple):
 class Rows:
     """N rows of tokens, S of them predicted in each."""
 
-    tokens: Int64s
+    tokens: Tokens
     """[N, S + 1]: of each row the first S are read, the last S predicted."""
     document_starts: Int64s
     """Rising offsets into the flat `tokens` where documents or rows start."""
@@ -126,13 +129,13 @@ class Rows:
 
 def read_rows(source: TokenSource, rows: Int64s, sequence_length: int) -> Rows:
     """Return rows of a corpus; one that the corpus ends in is padded with zeros, as a document of their own."""
-    tokens = np.empty((len(rows), sequence_length + 1), dtype=np.int64)
+    tokens = np.empty((len(rows), sequence_length + 1), dtype=np.int32)
     places = np.arange(len(rows))
     starts, num_tokens = _read_rows_into(tokens, places, source, rows)
     return Rows(tokens, np.sort(np.concatenate([places * tokens.shape[1], starts])), num_tokens)
 
 
-def _read_rows_into(out: Int64s, places: Int64s, source: TokenSource, rows: Int64s) -> tuple[Int64s, Int64s]:
+def _read_rows_into(out: Tokens, places: Int64s, source: TokenSource, rows: Int64s) -> tuple[Int64s, Int64s]:
     """Read rows into `out[places]`; returns where in the flat `out` documents start inside them, and their tokens."""
     width = out.shape[1]
     starts = rows * (width - 1)
@@ -296,7 +299,7 @@ class Stream:
     def rows(self, location: Location) -> Rows:
         """Return the tokens and document boundaries of located rows of one sequence length, in their order: [N]."""
         (width,) = {cut.sequence_length + 1 for _, _, cut in self._by_source(location)}
-        tokens = np.empty((location.row.size, width), dtype=np.int64)
+        tokens = np.empty((location.row.size, width), dtype=np.int32)
         document_starts = [np.arange(len(tokens)) * width]
         for asked, source, _ in self._by_source(location):
             document_starts.append(_read_rows_into(tokens, asked, source, location.row[asked])[0])

@@ -118,7 +118,7 @@ class View:
         ]
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
-    def read_into(self, out: NDArray[np.int64], places: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+    def read_into(self, out: NDArray, places: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count]."""
         whole, at = self._in_one_run(starts, out.shape[1])
         self.corpus.read_into(out, places[whole], at[whole])
