@@ -55,9 +55,9 @@ _SCAN_ENTRIES = 1 << 20
 MAX_OPEN_SHARDS = 128
 """Shards that a process keeps open: two file descriptors and a map each. Some file systems allow hundreds of maps."""
 
-_NUM_GUESSES, _MARGIN, _MAX_WINDOW = 4, 24, 1024
-"""Where a document is looked for: guesses by the mean length, then the documents within a margin of the last guess. Who
-is not there is found by bisection."""
+_NUM_GUESSES, _MARGINS = 3, (24, 256)
+"""Where a document is looked for: guesses by the mean length, then the documents within a margin of the last guess, and
+within a wider one. Who is not there is found by bisection."""
 
 _DIGEST_SAMPLES, _DIGEST_BYTES = 5, 1 << 14
 """How much of each file a digest reads: so many samples at equal distances, of so many bytes."""
@@ -250,30 +250,33 @@ class Shard:
     def _document_offsets(self, index: _OpenShard, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where documents begin, in tokens; the one after the last begins at the end."""
         sequences = index.document_indices[documents]
-        offsets = np.full(sequences.size, self.num_tokens, np.int64)
-        inside = sequences < index.pointers.size
-        offsets[inside] = index.pointers[sequences[inside]] // self.dtype.itemsize
-        return offsets
+        if not index.pointers.size:
+            return np.zeros_like(documents)
+        offsets = index.pointers[np.minimum(sequences, index.pointers.size - 1)] // self.dtype.itemsize
+        return np.where(sequences < index.pointers.size, offsets, self.num_tokens)
 
     def _documents_between(
         self, index: _OpenShard, starts: NDArray[np.int64], stops: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each range the first document that starts in it or later, and the first behind it: [N], [N]."""
         mean = max(self.num_tokens / max(self.num_documents, 1), 1.0)
-        guess = np.zeros(starts.size)
+        guess = starts / mean
         for _ in range(_NUM_GUESSES):  # each from where the last one missed by: documents are alike enough on average
             documents = np.clip(guess, 0, self.num_documents).astype(np.int64)
             guess = documents + (starts - self._document_offsets(index, documents)) / mean
-        width = min(2 * _MARGIN + int(2 * (stops - starts).max() / mean), _MAX_WINDOW)
-        left = np.clip(guess - _MARGIN, 0, self.num_documents).astype(np.int64)
-        window = np.minimum(left[:, None] + np.arange(width), self.num_documents)
-        offsets = self._document_offsets(index, window.ravel()).reshape(window.shape)
-        before, inside = offsets < starts[:, None], offsets < stops[:, None]
-        first, last = left + before.sum(axis=1), left + inside.sum(axis=1)
-        missed = np.flatnonzero(((left > 0) & ~before[:, 0]) | inside[:, -1])
-        if missed.size:
-            first[missed] = self._first_documents(index, starts[missed])
-            last[missed] = self._first_documents(index, stops[missed])
+        first, last, missed = np.empty_like(starts), np.empty_like(starts), np.arange(starts.size)
+        length = int(2 * (stops - starts).max() / mean)
+        for margin in _MARGINS:  # the wider ones for rows beside a document of many times the mean length
+            left = np.clip(guess[missed] - margin, 0, self.num_documents).astype(np.int64)
+            window = np.minimum(left[:, None] + np.arange(2 * margin + min(length, 1000)), self.num_documents)
+            offsets = self._document_offsets(index, window)
+            before, inside = offsets < starts[missed, None], offsets < stops[missed, None]
+            first[missed], last[missed] = left + before.sum(axis=1), left + inside.sum(axis=1)
+            missed = missed[((left > 0) & ~before[:, 0]) | inside[:, -1]]
+            if not missed.size:
+                return first, last
+        first[missed] = self._first_documents(index, starts[missed])
+        last[missed] = self._first_documents(index, stops[missed])
         return first, last
 
     def _first_documents(self, index: _OpenShard, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
