@@ -142,9 +142,9 @@ class Shard:
     def _read(self, bin_file: int, start: int, tokens: NDArray) -> None:
         _check_range(start, start + tokens.size, self.num_tokens)
         offset = start * self.dtype.itemsize
-        num_bytes = os.preadv(bin_file, [tokens], offset)
+        num_bytes = os.preadv(bin_file, [tokens.data], offset)
         while num_bytes < tokens.nbytes:  # a read may be cut short, by a signal or at 2 GiB
-            more = os.preadv(bin_file, [tokens.view(np.uint8)[num_bytes:]], offset + num_bytes)
+            more = os.preadv(bin_file, [tokens.view(np.uint8)[num_bytes:].data], offset + num_bytes)
             if not more:
                 raise DataError("the shard became shorter while it was read", where=str(self.bin_path))
             num_bytes += more

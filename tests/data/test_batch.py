@@ -25,7 +25,7 @@ def test_documents_end_predictions_and_restart_positions() -> None:
 
 
 def test_without_a_document_mask_a_row_is_one_text() -> None:
-    rows = Rows(np.arange(10, 17)[None], np.array([0, 2, 3]), np.array([7]))
+    rows = Rows(np.arange(10, 17, dtype=np.int32)[None], np.array([0, 2, 3]), np.array([7]))
     batch = collate(rows, [0], [1.0], document_mask=False)
     assert batch.labels.tolist() == [[11, 12, 13, 14, 15, 16]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
@@ -43,7 +43,7 @@ def test_padding_is_neither_predicted_nor_part_of_a_document(document_mask: bool
 
 
 def test_types_and_memory_are_what_the_model_and_a_device_copy_need() -> None:
-    tokens = np.arange(5)
+    tokens = np.arange(5, dtype=np.int32)
     batch = collate(Rows(tokens[None], np.array([0]), np.array([5])), [0], [1.0])
     for tensor in (batch.input_ids, batch.positions, batch.labels, batch.domains):
         assert tensor.dtype == torch.int64 and tensor.shape == (1, 4) and tensor.is_contiguous()
