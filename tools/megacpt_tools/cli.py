@@ -24,6 +24,7 @@ COMMANDS = {
     "report": ("megacpt_tools.report", "show what a run learned and forgot, or compare runs, as one page"),
     "watch": ("megacpt_tools.watch", "show a run in the terminal as it goes on"),
     "tasks": ("megacpt_tools.tasks", "measure downstream tasks of a run's checkpoint, for its report"),
+    "probe": ("megacpt_tools.probe", "measure what a model has learned by heart: recall of texts, canaries"),
     "merge": ("megacpt_tools.merge", "add instruction tuning to a trained base, interpolate or average models"),
     "checkpoint": ("megacpt_tools.checkpoint", "list, verify, show and prune the checkpoints of a run"),
     "stream": ("megacpt_tools.stream", "show which rows a run reads when, and where two runs part"),

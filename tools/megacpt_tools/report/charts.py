@@ -280,6 +280,21 @@ def tasks(run: RunRecords) -> Spec:
     return _series(rows, _TOKENS, "score", "task", names, title="score", format=".3f")
 
 
+def recall(run: RunRecords) -> Spec:
+    """The share of each group of probes that the model would write by itself, over the run."""
+    shares: dict[tuple[int, str], dict[str, float]] = {}
+    for line in run.probes:
+        for probe in line["probes"]:
+            group = shares.setdefault((line["tokens"], probe["group"] or probe["name"]), {})
+            group[probe["name"]] = probe["recalled"] / probe["tokens"]
+    rows: list[Row] = [
+        {"tokens": tokens, "probes": group, "recalled": math.fsum(found.values()) / len(found)}
+        for (tokens, group), found in sorted(shares.items())
+    ]
+    names = list(dict.fromkeys(row["probes"] for row in rows))
+    return _series(rows, _TOKENS, "recalled", "probes", names, title="share recalled", format=".1%")
+
+
 def alignment(run: RunRecords) -> Spec:
     """The cosine of every old domain's gradient and that of the new ones, over the run."""
     rows = [

@@ -15,6 +15,8 @@ from megacpt.continual.drift import bottom_to_top
 from megacpt.continual.gap import StabilityGap
 from megacpt.continual.transfer import forgetting_from_best
 from megacpt.observe.console import compact
+from megacpt_tools.probe import COLUMNS as COLUMNS_OF_PROBES
+from megacpt_tools.probe import rows_of
 from megacpt_tools.report import charts
 from megacpt_tools.report.charts import Spec
 from megacpt_tools.report.records import RunRecords
@@ -187,6 +189,15 @@ def _sections(page: Page, run: RunRecords) -> Any:
             "tasks", "", "Scores of exported checkpoints; at 0 tokens, the base model's.", charts.tasks(run)
         )
         yield _section("Tasks", "Losses and abilities can part: look at both.", chart)
+    if run.probes:
+        last = {probe["name"]: probe for line in run.probes for probe in line["probes"]}
+        chart = page.chart(
+            "recall", "", "Share of the text behind the given tokens, mean of each group of probes.", charts.recall(run)
+        )
+        text = (
+            "What the model would write by itself of a text whose first tokens it is given, when it was measured last."
+        )
+        yield _section("Learned by heart", text, chart, rows=rows_of(list(last.values())), columns=COLUMNS_OF_PROBES)
     if any(evaluation.alignment for evaluation in run.evaluations):
         yield _section(
             "Alignment of the gradients",

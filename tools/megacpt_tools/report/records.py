@@ -48,6 +48,7 @@ class RunRecords:
         evaluations: of the held-out text, in order; the first is the base model's.
         tasks: the lines of tasks.jsonl: downstream results, the base model's among them.
         drift: the lines of drift.jsonl: relative changes of the layers.
+        probes: the lines of probes.jsonl: what was learned by heart.
         stages: of the plan; one, unless the recipe has more.
         flops_per_token: of training; None where the model's shape is not known.
     """
@@ -59,6 +60,7 @@ class RunRecords:
     evaluations: list[EvaluationRecord]
     tasks: list[dict[str, Any]]
     drift: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
     stages: tuple[RunStage, ...]
     flops_per_token: float | None
 
@@ -76,7 +78,8 @@ class RunRecords:
             )
         recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
         lines = {
-            name: read_json_lines(folder / f"{name}.jsonl") for name in ("metrics", "evaluations", "tasks", "drift")
+            name: read_json_lines(folder / f"{name}.jsonl")
+            for name in ("metrics", "evaluations", "tasks", "drift", "probes")
         }
         if not lines["metrics"] and not lines["evaluations"]:
             raise CheckpointError("nothing is recorded in this run yet", where=str(folder))
@@ -88,6 +91,7 @@ class RunRecords:
             evaluations=[EvaluationRecord.from_dict(line) for line in lines["evaluations"]],
             tasks=lines["tasks"],
             drift=lines["drift"],
+            probes=lines["probes"],
             stages=_stages(folder, recipe),
             flops_per_token=_flops_per_token(folder, recipe),
         )
