@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from megacpt.errors import USER_ERROR
 from megacpt_tools import cli
 from megacpt_tools.probe import Probe, measure, read_probes
 from megacpt_tools.report.page import render
@@ -132,7 +133,7 @@ def test_mistakes_are_answered(
 ) -> None:
     probes = tmp_path / "probes.jsonl"
     probes.write_text(line)
-    assert cli.main(["probe", str(folder), "--probes", str(probes)]) == cli.USER_ERROR
+    assert cli.main(["probe", str(folder), "--probes", str(probes)]) == USER_ERROR
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
