@@ -10,6 +10,7 @@ from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.data.loader import Loader
+from megacpt.data.rows import cut_documents
 from megacpt.data.stream import Stream, exhausted_at, record_of
 from megacpt.data.view import Subset, View, select
 from megacpt.errors import DataError
@@ -123,7 +124,13 @@ def records(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, C
     for name, corpus in corpora.items():
         domain = recipe.data.domains[name]
         order = f"{domain.order} by {domain.order_by}" if domain.order_by else domain.order
-        read[name] = record_of(corpus, redraw=domain.redraw, order=order, window_tokens=domain.order_window)
+        read[name] = record_of(
+            corpus,
+            redraw=domain.redraw,
+            order=order,
+            window_tokens=domain.order_window,
+            packing=recipe.data.packing,
+        )
     return read
 
 
@@ -216,7 +223,7 @@ def describe(rows: Stream, num_steps: int) -> dict[str, str]:
     return {
         domain.name: (
             f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
-            f"{domain.epochs:.2f} epochs{_order_in_words(rows, domain.name)}"
+            f"{domain.epochs:.2f} epochs{_order_in_words(rows, domain.name)}{_packing_in_words(rows, domain.name)}"
             + "".join(f"; {removed}" for removed in getattr(rows.corpora[domain.name], "removed", ()))
         )
         for domain in rows.report(num_steps)
@@ -229,6 +236,14 @@ def _order_in_words(rows: Stream, name: str) -> str:
         return ""
     words = "as stored" if record.order == "as_stored" else record.order
     return f", {words}, shuffled within {cut.window_rows * cut.sequence_length:,} tokens"
+
+
+def _packing_in_words(rows: Stream, name: str) -> str:
+    cut = rows.cuts[rows.names.index(name)][-1]
+    if cut.packing == "concat" or name not in rows.corpora:
+        return ""
+    share = cut_documents(rows.corpora[name], cut.sequence_length)
+    return f", best fit: {share.best_fit:.2%} of the documents are cut ({share.concat:.2%} end to end), no padding"
 
 
 def describe_objective(recipe: Recipe, history: History) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megacpt.data.stream import Rows
+from megacpt.data.rows import Rows
 
 IGNORE_INDEX = -100
 """The label of a token that predicts nothing."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from megacpt.data.batch import MicroBatch, collate
 from megacpt.data.mixture import Int64s
-from megacpt.data.stream import TokenSource, read_rows
+from megacpt.data.rows import TokenSource, read_rows
 from megacpt.errors import DataError
 
 

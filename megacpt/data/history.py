@@ -79,6 +79,7 @@ class CorpusRecord:
         order: "shuffled": rows come in any order. Else the words for an order that the text is in, such as "ascending
             by score": rows come as they lie, shuffled within windows only.
         window_tokens: of those windows; None: a hundredth of the text.
+        packing: "concat" or "best_fit": how rows are cut from it (`megacpt.data.rows`).
     """
 
     tokens: int
@@ -88,6 +89,7 @@ class CorpusRecord:
     redraw: str = "per_epoch"
     order: str = "shuffled"
     window_tokens: int | None = None
+    packing: str = "concat"
 
     def window_rows(self, sequence_length: int) -> int | None:
         """Rows that are shuffled among themselves; None: all of the text."""
@@ -97,7 +99,7 @@ class CorpusRecord:
 
     def grows_to(self, other: CorpusRecord) -> bool:
         """Whether `other` is this corpus with nothing changed, and perhaps shards behind it."""
-        same = ("tokenizer", "redraw", "order", "window_tokens")
+        same = ("tokenizer", "redraw", "order", "window_tokens", "packing")
         return (
             all(getattr(self, key) == getattr(other, key) for key in same)
             and self.shards == other.shards[: len(self.shards)]
@@ -106,7 +108,7 @@ class CorpusRecord:
 
     def changes(self, other: CorpusRecord) -> list[str]:
         """What differs in `other`, a phrase each; empty if nothing does."""
-        keys = ("tokens", "documents", "tokenizer", "redraw", "order", "window_tokens")
+        keys = ("tokens", "documents", "tokenizer", "redraw", "order", "window_tokens", "packing")
         facts = [(key, getattr(self, key), getattr(other, key)) for key in keys]
         phrases = [f"{key} {before} before, {now} now" for key, before, now in facts if before != now]
         if self.shards != other.shards:

@@ -4,16 +4,12 @@
     sample number -> (domain, ordinal)      the mixture's quotas
     ordinal       -> (epoch, row)           a permutation of the domain's rows, keyed by seed, domain and epoch;
                                             of one window of them after the other, where they have an order
-    row k         -> tokens [k*S, k*S + S]  S predicted tokens; the last is also the first that row k + 1 reads
+    row           -> tokens                 S predicted tokens of the text as it is cut (`megacpt.data.rows`)
 
 Each arrow is computed, none is looked up, so the stream has no state: a run resumes by naming its next step, and
 neither the number of ranks nor the micro-batch size changes what is trained on. Each row of a domain comes once an
 epoch, and each epoch has an order of its own. Orders are keyed by the domain's *name*: a domain that joins or leaves
 moves no row of another.
-
-Rows are cut from the domain's documents laid end to end, wherever a row's edge falls. That wastes nothing and needs no
-index of documents in memory; the price is that a document longer than what is left of its row goes on in another row,
-which comes at another time. Less than a row at the end of a domain is left out.
 
 **When the rows change.** Shards behind those of a domain lengthen the epoch that is being read: what is left of it and
 the new rows come next, each once, in an order of their own. A change of the sequence length cuts other rows from the
@@ -25,8 +21,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,65 +30,9 @@ import numpy.typing as npt
 from megacpt.data.history import CorpusRecord, History
 from megacpt.data.mixture import MAX_SAMPLES, Int64s
 from megacpt.data.order import KeyedPermutation, permute, stable_hash
+from megacpt.data.packing import window_of
+from megacpt.data.rows import BestFit, Concat, CutText, Rows, TokenSource
 from megacpt.errors import DataError
-
-Tokens: TypeAlias = npt.NDArray[np.int32]
-"""Ids as shards of large vocabularies store them, so that rows are read without a conversion."""
-
-
-class TokenSource(Protocol):
-    """What the stream needs of a domain's corpus: one sequence of tokens that knows where its documents start."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all documents."""
-
-    @property
-    def num_documents(self) -> int:
-        """Documents, empty ones included."""
-
-    @property
-    def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the text that became these tokens, where that is known."""
-
-    @property
-    def fingerprint(self) -> str | None:
-        """What identifies the tokenizer that made them, where that is known."""
-
-    @property
-    def shard_digests(self) -> tuple[str, ...]:
-        """A digest of each shard's content, in reading order."""
-
-    def read(self, start: int, count: int) -> Int64s:
-        """Return `count` tokens from token `start` on, as an array of its own."""
-
-    def document_starts(self, start: int, stop: int) -> Int64s:
-        """Return the rising, distinct offsets d of documents' first tokens with start <= d < stop."""
-
-    def read_into(self, out: Tokens, places: Int64s, starts: Int64s) -> None:
-        """Fill `out[places[i]]` with the tokens from `starts[i]` on; out: [rows, tokens of each]."""
-
-    def document_starts_many(self, starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
-        """Return the `document_starts` of many ranges of one length, end to end, and how many each has: [M], [N]."""
-
-    def will_need(self, starts: Int64s, count: int) -> None:
-        """Let the system fetch `count` tokens from each start on, if it can, without waiting for them."""
-
-
-class OneByOne:
-    """The reads of many rows at once as loops over the reads of one, for a source that has nothing faster."""
-
-    def read_into(self: TokenSource, out: Tokens, places: Int64s, starts: Int64s) -> None:
-        for place, start in zip(places.tolist(), starts.tolist(), strict=True):
-            out[place] = self.read(start, out.shape[1])
-
-    def document_starts_many(self: TokenSource, starts: Int64s, stops: Int64s) -> tuple[Int64s, Int64s]:
-        found = [self.document_starts(*each) for each in zip(starts.tolist(), stops.tolist(), strict=True)]
-        counts = np.array([len(each) for each in found], dtype=np.int64)
-        return np.concatenate([*found, np.empty(0, dtype=np.int64)]), counts
-
-    def will_need(self, starts: Int64s, count: int) -> None:
-        """Nothing to fetch."""
 
 
 def record_of(source: TokenSource, **reading: Any) -> CorpusRecord:
@@ -113,44 +53,6 @@ class Location(NamedTuple):
     """Row of the domain's text as it is cut there."""
     cut: Int64s
     """Place in `Stream.cuts[domain]`: how the text is cut there."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """N rows of tokens, S of them predicted in each."""
-
-    tokens: Tokens
-    """[N, S + 1]: of each row the first S are read, the last S predicted."""
-    document_starts: Int64s
-    """Rising offsets into the flat `tokens` where documents or rows start."""
-    num_tokens: Int64s
-    """[N] how many of a row's tokens are text; what follows is padding. S + 1 but at the end of held-out text."""
-
-
-def read_rows(source: TokenSource, rows: Int64s, sequence_length: int) -> Rows:
-    """Return rows of a corpus; one that the corpus ends in is padded with zeros, as a document of their own."""
-    tokens = np.empty((len(rows), sequence_length + 1), dtype=np.int32)
-    places = np.arange(len(rows))
-    starts, num_tokens = _read_rows_into(tokens, places, source, rows)
-    return Rows(tokens, np.sort(np.concatenate([places * tokens.shape[1], starts])), num_tokens)
-
-
-def _read_rows_into(out: Tokens, places: Int64s, source: TokenSource, rows: Int64s) -> tuple[Int64s, Int64s]:
-    """Read rows into `out[places]`; returns where in the flat `out` documents start inside them, and their tokens."""
-    width = out.shape[1]
-    starts = rows * (width - 1)
-    num_tokens = np.clip(source.num_tokens - starts, 0, width)
-    whole = num_tokens == width
-    source.read_into(out, places[whole], starts[whole])
-    for place, start, count in zip(places[~whole], starts[~whole], num_tokens[~whole], strict=True):
-        out[place] = 0
-        if count:
-            out[place, :count] = source.read(int(start), int(count))
-    some = num_tokens > 0
-    found, counts = source.document_starts_many(starts[some] + 1, starts[some] + num_tokens[some])
-    found = found + np.repeat(places[some] * width - starts[some], counts)
-    padding = (places * width + num_tokens)[some & ~whole]
-    return np.concatenate([found, padding]), num_tokens
 
 
 @dataclass(frozen=True)
@@ -182,6 +84,7 @@ class Cut:
         key: of the orders.
         redraw: whether each epoch has an order of its own.
         window_rows: rows that are shuffled among themselves, one window after the other; None: all of an epoch.
+        packing: "concat" or "best_fit".
         before: where rows were only added: the cut whose last epoch goes on in the first one of this.
         num_carried: rows of that epoch that are still to come.
     """
@@ -193,6 +96,7 @@ class Cut:
     key: tuple[int, ...]
     redraw: bool = True
     window_rows: int | None = None
+    packing: str = "concat"
     before: Cut | None = None
     num_carried: int = 0
 
@@ -200,6 +104,23 @@ class Cut:
     def first_epoch_rows(self) -> int:
         """Rows of the first epoch."""
         return self.num_rows if self.before is None else self.num_carried + self.num_rows - self.before.num_rows
+
+    def text(self, source: TokenSource) -> CutText:
+        """The text as it is cut here."""
+        if self.packing == "concat":
+            return Concat(source, self.sequence_length)
+        return BestFit(source, self.sequence_length, self._edges)
+
+    def tokens_of(self, row: int) -> tuple[int, int]:
+        """The first token, and the last + 1, of the stretch of text that a row's tokens are taken from."""
+        if self.packing == "concat":
+            return row * self.sequence_length, (row + 1) * self.sequence_length + 1
+        first, last = window_of(row, self._edges)
+        return first * (self.sequence_length + 1), last * (self.sequence_length + 1)
+
+    @property
+    def _edges(self) -> tuple[int, ...]:
+        return (*(self.before._edges if self.before else (0,)), self.num_rows)
 
     def num_left(self, ordinal: int) -> int:
         """Rows still to come, at an ordinal, of an epoch that is begun; 0 where it has just ended."""
@@ -263,6 +184,7 @@ class Stream:
         self.cuts = tuple(tuple(_cuts(history, name)) for name in self.names)
         self._all_cuts = [cut for cuts in self.cuts for cut in cuts]
         self._first_cuts = np.cumsum([0, *map(len, self.cuts)])
+        self._text = cache(self._make_text)
         self._places = np.array([self.names.index(name) for name in history.mixture.names])
 
     def with_history(self, history: History) -> Stream:
@@ -298,17 +220,17 @@ class Stream:
 
     def rows(self, location: Location) -> Rows:
         """Return the tokens and document boundaries of located rows of one sequence length, in their order: [N]."""
-        (width,) = {cut.sequence_length + 1 for _, _, cut in self._by_source(location)}
+        (width,) = {cut.sequence_length + 1 for _, _, cut in self._by_cut(location)}
         tokens = np.empty((location.row.size, width), dtype=np.int32)
         document_starts = [np.arange(len(tokens)) * width]
-        for asked, source, _ in self._by_source(location):
-            document_starts.append(_read_rows_into(tokens, asked, source, location.row[asked])[0])
+        for asked, text, _ in self._by_cut(location):
+            document_starts.append(text.read_into(tokens, asked, location.row[asked])[0])
         return Rows(tokens, np.sort(np.concatenate(document_starts)), np.full(len(tokens), width))
 
     def will_need(self, location: Location) -> None:
         """Let the system fetch located rows, without waiting for them."""
-        for asked, source, cut in self._by_source(location):
-            source.will_need(location.row[asked] * cut.sequence_length, cut.sequence_length + 1)
+        for asked, text, _ in self._by_cut(location):
+            text.will_need(location.row[asked])
 
     def num_labels(self, location: Location, document_mask: bool = True) -> Int64s:
         """Return how many tokens each located row predicts, without reading a token: [N].
@@ -316,22 +238,24 @@ class Stream:
         A token is predicted from the one before it; with `document_mask` only within a document.
         """
         num_labels = np.empty_like(location.row)
-        for asked, source, cut in self._by_source(location):
-            starts = location.row[asked] * cut.sequence_length + 1
+        for asked, text, cut in self._by_cut(location):
             num_labels[asked] = cut.sequence_length
             if document_mask:
-                num_labels[asked] -= source.document_starts_many(starts, starts + cut.sequence_length)[1]
+                num_labels[asked] -= text.count_starts(location.row[asked])
         return num_labels
 
-    def _by_source(self, location: Location) -> Iterator[tuple[Int64s, TokenSource, Cut]]:
-        """The places, source and cut of located rows, for each domain and cut that is among them."""
+    def _by_cut(self, location: Location) -> Iterator[tuple[Int64s, CutText, Cut]]:
+        """The places, text and cut of located rows, for each domain and cut that is among them."""
         for domain in np.unique(location.domain):
             name = self.names[domain]
             if name not in self.corpora:
                 raise DataError("the domain's tokens are not at hand", where=f"domain {name}")
             for cut in np.unique(location.cut[location.domain == domain]):
                 asked = np.flatnonzero((location.domain == domain) & (location.cut == cut))
-                yield asked, self.corpora[name], self.cuts[domain][cut]
+                yield asked, self._text(domain, cut), self.cuts[domain][cut]
+
+    def _make_text(self, domain: int, cut: int) -> CutText:
+        return self.cuts[domain][cut].text(self.corpora[self.names[domain]])
 
     def report(self, num_steps: int) -> tuple[DomainReport, ...]:
         """Return what the run's first steps (1 or more) take from each domain, in the order of `names`.
@@ -382,7 +306,7 @@ def _cuts(history: History, name: str) -> list[Cut]:
         length = history.settings(step).sequence_length
         if texts and texts[-1] == (text, length):
             continue
-        num_rows = (text.tokens - 1) // length
+        num_rows = (text.tokens - 1) // length if text.packing == "concat" else text.tokens // (length + 1)
         if num_rows < 1:
             raise DataError(
                 "the domain is too small for a single row",
@@ -396,7 +320,7 @@ def _cuts(history: History, name: str) -> list[Cut]:
             cuts.pop()
             texts.pop()
         key = (history.seed, stable_hash("order", name))
-        cut = Cut(ordinal, 0, num_rows, length, key, text.redraw == "per_epoch", text.window_rows(length))
+        cut = Cut(ordinal, 0, num_rows, length, key, text.redraw == "per_epoch", text.window_rows(length), text.packing)
         if cuts:
             last, (last_text, last_length) = cuts[-1], texts[-1]
             cut = replace(cut, first_epoch=int(_locate([last], np.array([0]), np.array([ordinal - 1]))[0][0]) + 1)

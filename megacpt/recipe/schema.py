@@ -187,6 +187,11 @@ class DataSection(Section):
     """Attention, positions and labels stop at document borders, as in Llama 3's pre-training (arXiv:2407.21783, section
     3.2). Off: documents packed into one row see each other, as in GPT-3's (arXiv:2005.14165)."""
 
+    packing: Literal["concat", "best_fit"] = "concat"
+    """How documents make rows. concat: end to end, cut wherever a row ends. best_fit: whole where they fit, by packing
+    16 rows' text at a time (arXiv:2404.10830); cuts a fifth as many documents or fewer where most are much shorter than
+    a row. Neither pads. Finding a row takes about a microsecond for each document of 16 rows."""
+
     special_tokens: Literal["as_model", "as_built"] = "as_model"
     """as_model: documents in shards must begin with BOS as the model's tokenizer does it, and end with an EOS that the
     model names; else the run is refused before its first step. as_built: take the shards as they are."""

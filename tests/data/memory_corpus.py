@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megacpt.data.history import History, Settings, Stage
-from megacpt.data.stream import OneByOne, Stream, TokenSource, record_of
+from megacpt.data.rows import OneByOne, TokenSource
+from megacpt.data.stream import Stream, record_of
 
 
 class MemoryCorpus(OneByOne):
@@ -45,7 +47,9 @@ def stream_of(
     sequence_length: int,
     global_rows: int = 1,
     seed: int = 0,
+    **reading: Any,
 ) -> Stream:
-    """The stream of a run without any change."""
+    """The stream of a run without any change; `reading` says how its texts are read."""
     plan = [Stage(0, Settings(weights, sequence_length, global_rows))]
-    return Stream(corpora, History.begin(seed, plan, {name: record_of(corpus) for name, corpus in corpora.items()}))
+    records = {name: record_of(corpus, **reading) for name, corpus in corpora.items()}
+    return Stream(corpora, History.begin(seed, plan, records))

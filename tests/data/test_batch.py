@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacpt.data.batch import IGNORE_INDEX, collate
-from megacpt.data.stream import Rows, read_rows
+from megacpt.data.rows import Rows, read_rows
 from tests.data.memory_corpus import MemoryCorpus
 
 X = IGNORE_INDEX

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megacpt.data.batch import IGNORE_INDEX, collate
-from megacpt.data.stream import Location, Stream, read_rows
+from megacpt.data.history import History, Settings, Stage
+from megacpt.data.rows import read_rows
+from megacpt.data.stream import Location, Stream, record_of
 from megacpt.errors import DataError
 from tests.data.memory_corpus import MemoryCorpus, UnreadableCorpus, stream_of
 
@@ -94,14 +96,39 @@ def test_a_corpus_of_exactly_one_row_is_enough() -> None:
     assert stream.locate([0, 1, 2]).epoch.tolist() == [0, 1, 2]
 
 
-@given(lengths=st.lists(st.integers(0, 20), min_size=1).filter(lambda lengths: sum(lengths) > S))
-def test_labels_are_counted_without_reading_tokens(lengths: list[int]) -> None:
-    stream = stream_of({"a": MemoryCorpus(lengths)}, {"a": 1}, S)
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1).filter(lambda lengths: sum(lengths) > S),
+    packing=st.sampled_from(["concat", "best_fit"]),
+)
+def test_labels_are_counted_without_reading_tokens(lengths: list[int], packing: str) -> None:
+    stream = stream_of({"a": MemoryCorpus(lengths)}, {"a": 1}, S, packing=packing)
     location = stream.locate(np.arange(stream.cuts[0][0].num_rows))
     batch = collate(stream.rows(location), location.domain, np.ones(len(location.row)))
-    blind = stream_of({"a": UnreadableCorpus(lengths)}, {"a": 1}, S)
+    blind = stream_of({"a": UnreadableCorpus(lengths)}, {"a": 1}, S, packing=packing)
     assert blind.num_labels(location).tolist() == (batch.labels != IGNORE_INDEX).sum(dim=1).tolist()
     assert (blind.num_labels(location, document_mask=False) == S).all()
+
+
+@settings(max_examples=25)
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=20, max_size=200), added=st.integers(0, 60), read=st.integers(1, 50)
+)
+def test_packed_rows_hold_every_token_once(lengths: list[int], added: int, read: int) -> None:
+    """Over an epoch, and where shards join while some of its rows are read already; documents are marked as such."""
+    texts = [MemoryCorpus([S + 1, *lengths]), MemoryCorpus([S + 1, *lengths, *[7] * added])]
+    for number, text in enumerate(texts):
+        text.shard_digests = tuple(map(str, range(number + 1)))
+    plan = [Stage(0, Settings({"a": 1}, S, 1))]
+    history = History.begin(0, plan, {"a": record_of(texts[0], packing="best_fit")})
+    history = history.replan(read, plan, {"a": record_of(texts[1], packing="best_fit")})
+    num_rows, num_old = texts[1].num_tokens // (S + 1), texts[0].num_tokens // (S + 1)
+    begun = read // num_old * num_old if read % num_old else read
+    rows = Stream({"a": texts[1]}, history).rows(Stream({}, history).locate(np.arange(begun, begun + num_rows)))
+    assert sorted(rows.tokens.ravel().tolist()) == [*range(num_rows * (S + 1))]
+    flat = rows.tokens.ravel()
+    begins = np.diff(flat, prepend=-9) != 1
+    marked = np.isin(np.arange(flat.size), rows.document_starts)
+    assert marked[begins].all() and marked[np.isin(flat, texts[1].starts)].all()
 
 
 def test_the_report_adds_up() -> None:

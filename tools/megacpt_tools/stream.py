@@ -69,9 +69,9 @@ def _show(arguments: argparse.Namespace) -> int:
     print(f"{'sample':>12} {'step':>9}  {'domain':{widest}} {'epoch':>5} {'row':>10}  tokens of the domain")
     for sample, domain, _, epoch, row, cut in zip(samples.tolist(), *(part.tolist() for part in location), strict=True):
         step = stream.history.step_of(sample)
-        length = stream.cuts[domain][cut].sequence_length
+        first, last = stream.cuts[domain][cut].tokens_of(row)
         when = "never" if step is None else f"{step + 1}"
-        tokens = f"{row * length:,} to {(row + 1) * length:,}"
+        tokens = f"{first:,} to {last - 1:,}"
         print(f"{sample:>12} {when:>9}  {stream.names[domain]:{widest}} {epoch:>5} {row:>10}  {tokens}")
     return 0
 
@@ -84,6 +84,8 @@ def _history(arguments: argparse.Namespace) -> int:
         record = generation.record
         documents, shards = counted(record.documents, "document"), counted(len(record.shards), "shard")
         text = f"{documents}, {record.tokens:,} tokens in {shards}"
+        text += "" if record.order == "shuffled" else f", {record.order}".replace("_", " ")
+        text += "" if record.packing == "concat" else f", packed by {record.packing}".replace("_", " ")
         events.append((generation.from_step, f"domain {generation.domain}: {text}"))
     for segment in history.segments:
         settings = segment.settings
