@@ -88,8 +88,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     parts = {"shards": training, "held_out": held_out}
     data.check_tokenizers(recipe, parts, model.tokenizer_fingerprint(recipe, base))
     preflight.check_special_tokens(recipe, parts, model.special_tokens(recipe, base))
+    preflight.check_disk(resolved, architecture, folder, channel)
     if is_main:
-        preflight.check_disk(resolved, architecture, folder)
         for warning in wasted_orders(resolved):
             logger().warning(warning)
     plan_of_data, texts = data.plan(resolved), data.records(recipe, training)

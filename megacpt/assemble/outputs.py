@@ -46,7 +46,7 @@ def open_sinks(
     console = Console(
         roles={name: domain.role for name, domain in recipe.data.domains.items()},
         num_steps=resolved.last_step,
-        num_tokens=resolved.last_step * resolved.tokens_per_step,
+        num_tokens=resolved.tokens_before(resolved.last_step),
         every_steps=recipe.logging.every_steps,
         baseline=before[0] if before else None,
     )

@@ -19,12 +19,13 @@ import torch
 from transformers import PretrainedConfig
 
 from megacpt.assemble import data, model, resume
+from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.huggingface import SafetensorsWeights
 from megacpt.data.corpus import Corpus
 from megacpt.data.special_tokens import SpecialTokens
 from megacpt.data.stream import Stream
 from megacpt.data.view import View
-from megacpt.errors import DataError, MegacptError, ModelError
+from megacpt.errors import CheckpointError, DataError, MegacptError, ModelError
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.fill import WeightSource
 from megacpt.model.probe import probe
@@ -108,12 +109,29 @@ def check_head(plan: Blueprint, source: WeightSource) -> None:
             )
 
 
-def check_disk(resolved: Resolved, architecture: Architecture, folder: Path) -> None:
-    """Warn if the run folder's disk has no room for the checkpoints that the run will keep at a time."""
-    checkpoints = folder.absolute() / "checkpoints"
+def check_disk(resolved: Resolved, architecture: Architecture, folder: Path, channel: Channel) -> None:
+    """Warn if the run folder's disk has no room for the checkpoints that the run will keep at a time. Collective.
+
+    Raises:
+        CheckpointError: not even one fits.
+    """
+    checkpoints, settings = folder.absolute() / "checkpoints", resolved.recipe.checkpoint
+    free_bytes: int = channel.broadcast(
+        shutil.disk_usage(next(path for path in checkpoints.parents if path.exists())).free
+    )
+    each_bytes = checkpoint_bytes(architecture)
+    if free_bytes < each_bytes and (settings.at_end or resolved.checkpoint_every_steps or resolved.milestones_tokens):
+        raise CheckpointError(
+            "the disk has no room for one checkpoint",
+            where=str(folder),
+            found=f"{free_bytes / 2**30:.3g} GiB left",
+            expected=f"{each_bytes / 2**30:.3g} GiB",
+            hint="Make room, or set logging.folder to another disk.",
+        )
+    if not channel.is_main:
+        return
     present_bytes = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
-    needed_bytes = num_checkpoints(resolved) * checkpoint_bytes(architecture) - present_bytes
-    free_bytes = shutil.disk_usage(next(path for path in checkpoints.parents if path.exists())).free
+    needed_bytes = num_checkpoints(resolved) * each_bytes - present_bytes
     if needed_bytes > free_bytes:
         logger().warning(
             "the checkpoints of this run may take %.3g GiB more, and %s has %.3g GiB left: make room, lower "
@@ -197,7 +215,7 @@ def _epochs(run: _Run) -> str:
 
 
 def _disk(run: _Run) -> str:
-    check_disk(run.resolved, Architecture.from_config(run.config.to_dict()), resume.run_folder(run.recipe))
+    check_disk(run.resolved, Architecture.from_config(run.config.to_dict()), resume.run_folder(run.recipe), Channel())
     return "room for the checkpoints"
 
 

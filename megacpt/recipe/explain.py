@@ -6,7 +6,6 @@ recipe's numbers; the schedule itself is `megacpt.optim`'s.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -235,7 +234,7 @@ def _bends(resolved: Resolved, rate: ResolvedRate) -> Iterator[Row]:
     yield "schedule", rate.schedule + (f", {rate.decay_shape} decay" if rate.schedule == "wsd" else "")
     for what, place, value in bends:
         tokens = rate.from_tokens + place
-        step = math.ceil(tokens / resolved.tokens_per_step)
+        step = resolved.steps_until(tokens)
         yield what, f"{value:.2e}", f"step {step:,}", f"{_rounded(tokens)} tokens"
 
 
@@ -254,7 +253,7 @@ def _costs(resolved: Resolved) -> Iterator[Row]:
     per_token = shape.flops_per_token(resolved.sequence_length)
     if resolved.recipe.loss.distillation:
         per_token *= 4 / 3  # a teacher's forward: a third of forward and backward
-    total = per_token * resolved.last_step * resolved.tokens_per_step
+    total = per_token * resolved.tokens_before(resolved.last_step)
     yield "compute", f"{total:.2e} FLOP, {per_token:.3e} per token (causal attention halved, no recomputation)"
     if (seconds := total / ASSUMED_FLOPS) >= 60:
         alone, together = format_seconds(seconds), format_seconds(seconds / resolved.world_size)

@@ -6,7 +6,7 @@ Pure arithmetic. A combination that does not fit is refused with the nearest one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megacpt.errors import LaunchError, RecipeError
@@ -59,12 +59,25 @@ class ResolvedStage:
         weights: domain -> weight.
         sequence_length: predicted tokens of a row.
         global_rows: rows of a step over all ranks.
+        first_step: the steps before it.
+        first_tokens: the tokens trained on in those.
     """
 
     from_tokens: int
     weights: dict[str, float]
     sequence_length: int
     global_rows: int
+    first_step: int = 0
+    first_tokens: int = 0
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the run before a step of this stage."""
+        return self.first_tokens + (step - self.first_step) * self.global_rows * self.sequence_length
+
+    def steps_until(self, tokens: int) -> int:
+        """Steps of the run until so many of its tokens are trained on, in this stage or none."""
+        missing = max(0, tokens - self.first_tokens)
+        return self.first_step + math.ceil(missing / (self.global_rows * self.sequence_length))
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,14 @@ class Resolved:
         """The tokens of all steps of the schedule: training.tokens rounded up to whole steps."""
         return self.rates[-1].from_tokens + self.rates[-1].total_tokens
 
+    def tokens_before(self, step: int) -> int:
+        """Tokens trained on before a step."""
+        return [stage for stage in self.stages if stage.first_step <= step][-1].tokens_before(step)
+
+    def steps_until(self, tokens: int) -> int:
+        """Steps until so many tokens are trained on."""
+        return [stage for stage in self.stages if stage.first_tokens <= tokens][-1].steps_until(tokens)
+
 
 def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None = None) -> Resolved:
     """Complete a recipe for `world_size` processes.
@@ -139,7 +160,7 @@ def resolve(recipe: Recipe, world_size: int, architecture: Architecture | None =
     stages = _stages(recipe, data)
     rows, sequence_length = stages[0].global_rows, stages[0].sequence_length
     tokens_per_step = rows * sequence_length
-    num_steps = _length(stages, recipe.training.tokens)[0]
+    num_steps = stages[-1].steps_until(recipe.training.tokens)
     rates = resolve_rates(recipe, data)
 
     def steps(stretch: Duration) -> int:
@@ -224,28 +245,19 @@ def _stages(recipe: Recipe, data: int) -> tuple[ResolvedStage, ...]:
         length = stage.sequence_length or length
         if stage.global_rows or stage.global_tokens:
             rows, tokens = stage.global_rows, stage.global_tokens
+        before, begin = resolved[-1], stage.at.of(recipe.training.tokens)
+        first_step = before.steps_until(begin)
         resolved.append(
             ResolvedStage(
-                stage.at.of(recipe.training.tokens),
-                resolved[-1].weights if stage.weights is None else token_shares(recipe, stage.weights),
+                begin,
+                before.weights if stage.weights is None else token_shares(recipe, stage.weights),
                 length,
                 _global_rows(recipe, f"data.stages.{number}", rows, tokens, length, data),
+                first_step,
+                before.tokens_before(first_step),
             )
         )
     return tuple(resolved)
-
-
-def _length(stages: Sequence[ResolvedStage], tokens: int) -> list[int]:
-    """Steps until `tokens` tokens are trained on, the tokens before each stage, and those of all steps."""
-    num_steps = done = 0
-    begins = []
-    ends = [*(stage.from_tokens for stage in stages[1:]), tokens]
-    for stage, end in zip(stages, ends, strict=True):
-        tokens_per_step = stage.global_rows * stage.sequence_length
-        steps = max(0, math.ceil((end - done) / tokens_per_step))
-        begins.append(done)
-        num_steps, done = num_steps + steps, done + steps * tokens_per_step
-    return [num_steps, *begins, done]
 
 
 def _global_rows(
@@ -292,7 +304,9 @@ def _milestones(recipe: Recipe, rate: ResolvedRate) -> dict[str, int]:
 
 def resolve_rates(recipe: Recipe, data: int) -> tuple[ResolvedRate, ...]:
     """The recipe's learning rate and those of its stages, on so many replicas."""
-    _, *begins, total_tokens = _length(_stages(recipe, data), recipe.training.tokens)
+    stages = _stages(recipe, data)
+    begins = [stage.first_tokens for stage in stages]
+    total_tokens = stages[-1].tokens_before(stages[-1].steps_until(recipe.training.tokens))
     own = [recipe.lr, *(stage.lr for stage in recipe.data.stages)]
     stated = [(begin, rate) for begin, rate in zip(begins, own, strict=True) if rate is not None]
     ends = [*(begin for begin, _ in stated[1:]), total_tokens]

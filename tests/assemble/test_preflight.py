@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megacpt.assemble import preflight
+from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.huggingface import SafetensorsWeights
 from megacpt.data.corpus import Corpus
 from megacpt.data.special_tokens import SpecialTokens
 from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
-from megacpt.errors import DataError, ModelError
+from megacpt.errors import CheckpointError, DataError, ModelError
 from megacpt.model.blueprint import Blueprint
 from megacpt.recipe import Architecture
 from tests.assemble.recipes import resolved
@@ -106,7 +107,7 @@ def test_a_head_that_tie_word_embeddings_contradicts_is_refused(base: Path) -> N
         check_head(base, tied=False)
 
 
-def test_a_disk_without_room_is_warned_of(
+def test_a_disk_without_room_is_warned_of_and_refused_where_not_one_checkpoint_fits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = resolved(tmp_path)
@@ -116,10 +117,18 @@ def test_a_disk_without_room_is_warned_of(
     present = tmp_path / "run" / "checkpoints" / "step" / "weights"
     present.parent.mkdir(parents=True)
     present.write_bytes(b"1234")
-    for free_bytes, is_warned in ((needed_bytes - 4, False), (needed_bytes - 5, True)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free_bytes: usage._replace(free=free))
-        preflight.check_disk(run, architecture, tmp_path / "run")
-        assert ("make room" in capsys.readouterr().err) == is_warned
+
+    def check(free_bytes: int, *changes: str) -> str:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free_bytes))
+        preflight.check_disk(resolved(tmp_path, *changes), architecture, tmp_path / "run", Channel())
+        return capsys.readouterr().err
+
+    assert "make room" not in check(needed_bytes - 4)
+    assert "make room" in check(needed_bytes - 5)
+    assert "make room" in check(needed_bytes // 3)
+    with pytest.raises(CheckpointError, match="no room for one checkpoint"):
+        check(needed_bytes // 3 - 1)
+    check(0, "checkpoint.every=null", "checkpoint.at_end=false")
 
 
 def findings(folder: Path, base: Path, *changes: str) -> dict[str, tuple[str, str]]:

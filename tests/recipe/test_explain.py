@@ -82,6 +82,19 @@ def test_milestones_of_each_schedule(write: Write) -> None:
     )
 
 
+def test_steps_and_compute_follow_a_batch_that_changes(write: Write) -> None:
+    """500,736 tokens in 489 steps of 1,024; what is left of 1M in 244 of 2,048."""
+    larger = "data.stages=[{at: 50%, global_rows: 32}]"
+    plan = lines(write, 1, larger, "lr={schedule: wsd, decay: 20%, min: 0}")
+    assert "decay from 1.00e-04 step 636 800K tokens" in plan
+    assert "end 0.00e+00 step 733 1M tokens" in plan
+    assert "run 733 steps, 1,000,448 tokens" in plan
+    compute = [
+        next(line for line in lines(write, 1, *changes) if line.startswith("compute")) for changes in ([], [larger])
+    ]
+    assert compute[0] == compute[1]
+
+
 def test_a_model_that_is_not_at_hand_is_said_to_be_so(write: Write) -> None:
     plan = lines(write, 1, "model={init: pretrained, path: some/model, revision: abc, config: null}")
     assert "model some/model at abc" in plan
