@@ -62,7 +62,7 @@ bench-data: $(STAMP)
 debug: $(STAMP)
 	@rm -rf runs/debug-tiny
 	@megacpt debug-data
-	@DS_ACCELERATOR=cpu deepspeed --num_gpus 2 megacpt/train.py --recipe debug-tiny
+	@DS_ACCELERATOR=cpu deepspeed --quiet --num_gpus 2 megacpt/train.py --recipe debug-tiny
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,7 +8,10 @@ A mistake on the command line is answered in the same way.
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+Value = TypeVar("Value")
 
 USER_ERROR = 2
 """The exit code of a mistake that the user can mend."""
@@ -88,6 +91,18 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave."""
         self.exit(USER_ERROR, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def as_argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """`parse` as the type of an argument: argparse would keep the words of its ValueError to itself."""
+
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
 
 
 class _Help(argparse.HelpFormatter):

@@ -34,6 +34,8 @@ _PRINTED = re.compile(
             r"(before|after) GatheredParameters",
             r"MA [\d.]+ GB +Max_MA [\d.]+ GB +CA [\d.]+ GB +Max_CA [\d.]+ GB *",
             r"CPU Virtual Memory: +used = [\d.]+ GB, percent = [\d.]+%",
+            # Our AdamW under ZeRO, to which engine/settings.py says yes.
+            r".*\*{4} You are using ZeRO with an untested optimizer, proceed with caution \*{5}",
             # A trace left in BF16_Optimizer's load.
             r"_load_legacy_checkpoint current_rank_sd\[BASE_OPTIMIZER_STATE\]",
         )

@@ -22,6 +22,7 @@ MA 0.44 GB         Max_MA 0.44 GB         CA 0.44 GB         Max_CA 0 GB
 CPU Virtual Memory:  used = 1.65 GB, percent = 7.0%
 before initializing group 0
 end bf16_ optimizer
+[2026-01-01 00:00:00,000] [WARNING] **** You are using ZeRO with an untested optimizer, proceed with caution *****
 _load_legacy_checkpoint current_rank_sd[BASE_OPTIMIZER_STATE]
 """
 

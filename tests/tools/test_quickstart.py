@@ -58,8 +58,8 @@ def test_the_command_is_one_that_a_user_can_repeat(
     monkeypatch.setattr(subprocess, "run", launch)
     monkeypatch.setattr(quickstart, "fit_machine", lambda num_gpus: (1, ["parallel.pipeline=1"]))
     run_folder = quickstart.train(1)
-    ((deepspeed, flag, number, script, *rest),) = commands
-    assert (deepspeed, flag, number) == ("deepspeed", "--num_gpus", "1")
+    ((deepspeed, quiet, flag, number, script, *rest),) = commands
+    assert (deepspeed, quiet, flag, number) == ("deepspeed", "--quiet", "--num_gpus", "1")
     assert Path(script).name == "train.py"
     assert rest == ["--recipe", quickstart.RECIPE, "--resume", "auto", "--set", "parallel.pipeline=1"]
     assert f"$ {' '.join(commands[0])}" in capsys.readouterr().out

@@ -8,6 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megacpt.errors import as_argument
+from megacpt.units import parse_tokens
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -28,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prune.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
     prune.add_argument("--keep-last", type=int, required=True, metavar="N", help="so many of the newest stay")
     prune.add_argument(
-        "--keep-every-tokens", metavar="TOKENS", help="and the first one at or after each multiple of this"
+        "--keep-every-tokens",
+        type=as_argument(parse_tokens),
+        metavar="TOKENS",
+        help="and the first one at or after each multiple of this",
     )
     prune.add_argument("--set-aside", action="store_true", help="also remove checkpoints that the run has turned from")
     prune.add_argument("--yes", action="store_true", help="do it; without, only say what would be removed")
@@ -117,7 +123,6 @@ def _show(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     from megacpt.checkpoint.folder import SET_ASIDE, CheckpointFolder, Retention, damage
     from megacpt.errors import CheckpointError
-    from megacpt.units import parse_tokens
 
     folder = CheckpointFolder(arguments.folder / "checkpoints")
     if arguments.keep_last < 1:
@@ -125,8 +130,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     newest_intact = next((path for path in reversed(folder.complete()) if not damage(path)), None)
     if newest_intact is None:
         raise CheckpointError("no checkpoint here is intact: nothing is removed", where=str(folder.folder))
-    every = parse_tokens(arguments.keep_every_tokens) if arguments.keep_every_tokens else None
-    removed = folder.superfluous(Retention(arguments.keep_last, every), [newest_intact])
+    retention = Retention(arguments.keep_last, arguments.keep_every_tokens)
+    removed = folder.superfluous(retention, [newest_intact])
     others = _leftovers(folder.folder)
     if arguments.set_aside:
         others += sorted(folder.folder.glob(f"*{SET_ASIDE}"))

@@ -36,10 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the sum."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from megacpt.checkpoint.merge import average, lerp, merge, residual
+    from megacpt_tools.progress import tensor_progress
 
     if arguments.residual:
         trained, instruct, base = arguments.residual
@@ -49,14 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         terms, files_from = lerp(base, trained, arguments.share), trained
     else:
         terms, files_from = average(arguments.average, arguments.weights), arguments.average[-1]
-    columns = (TextColumn("merging"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        merge(
-            terms,
-            arguments.output,
-            files_from=files_from,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with tensor_progress("merging") as progress:
+        merge(terms, arguments.output, files_from=files_from, progress=progress)
     print(f"wrote {arguments.output}: " + " ".join(f"{factor:+g} x {folder}" for folder, factor in terms))
     return 0

@@ -1,4 +1,4 @@
-"""How a build says how far it is: a bar in a terminal, a line now and then in a log."""
+"""How a long command says how far it is: a bar in a terminal, a line now and then in the log of a build."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from megacpt.units import counted, format_seconds
-from megacpt_tools.builder import BuildProgress
+
+if TYPE_CHECKING:
+    from megacpt_tools.builder import BuildProgress
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -50,3 +59,13 @@ def build_progress(stream: TextIO | None = None) -> Iterator[Callable[[BuildProg
         print(f"{share:4.0%}  {counts(progress)}  {format_seconds(left_seconds)} left", file=stream, flush=True)
 
     yield line
+
+
+@contextmanager
+def tensor_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (tensors done, tensors in all) that draws a bar on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -90,7 +90,7 @@ def train(num_gpus: int) -> Path:
 
     script = os.path.relpath(Path(megacpt.__file__).parent / "train.py")
     num_processes, overrides = fit_machine(num_gpus)
-    command = ["deepspeed", "--num_gpus", str(num_processes), script, "--recipe", RECIPE, "--resume", "auto"]
+    command = ["deepspeed", "--quiet", "--num_gpus", str(num_processes), script, "--recipe", RECIPE, "--resume", "auto"]
     for override in overrides:
         command += ["--set", override]
     print(f"\n$ {shlex.join(command)}", flush=True)

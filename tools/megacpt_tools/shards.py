@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacpt.errors import DataError
+from megacpt.errors import DataError, as_argument
 from megacpt.units import counted, parse_tokens
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect = actions.add_parser("inspect", help="print what shards hold", description=_INSPECT)
     inspect.set_defaults(action=_inspect)
     inspect.add_argument("path", help="folder with a manifest.json, or a Megatron shard (prefix, .bin or .idx)")
-    inspect.add_argument("--documents", type=int, default=1, metavar="N", help="decode the first N documents (1)")
+    inspect.add_argument("--documents", type=_count, default=1, metavar="N", help="decode the first N documents (1)")
     inspect.add_argument("--tokenizer", metavar="PATH", help="tokenizer to decode with (the recorded one)")
 
     verify = actions.add_parser("verify", help="read every byte and check it", description=_VERIFY)
@@ -396,10 +396,7 @@ def _tokenizer_of(path: str, fingerprint: str | None) -> Tokenizer:
 
 def _at_least_one(text: str) -> int:
     """A count; "1.5B" and the like are understood."""
-    try:
-        number = parse_tokens(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    number = as_argument(parse_tokens)(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number

@@ -80,7 +80,8 @@ def picture(records: RunRecords, width: int) -> RenderableType:
         last = records.steps[-1]
         rate = last["tokens_per_second"]
         left = format_seconds((records.planned_tokens - records.tokens) / rate) if rate else "?"
-        line.append(f"  step {last['step']:,}  lr {last['learning_rate']:.2e}  {compact(rate)} tokens/s  {left} left")
+        how = "finished" if records.is_finished else f"{left} left"
+        line.append(f"  step {last['step']:,}  lr {last['learning_rate']:.2e}  {compact(rate)} tokens/s  {how}")
     parts: list[RenderableType] = [line, Padding(ProgressBar(total=1.0, completed=done), (0, 0)), table]
     if curves and len(curves[0][0]) > 1:
         parts += [Text("\nnats from the base model, over tokens", "dim"), terminal_plot(curves, min(width, 100), 14)]
