@@ -23,6 +23,7 @@ from megacpt.checkpoint.saving import Saver
 from megacpt.errors import CheckpointError
 from tests.checkpoint.states import held_of, random_tensors, save_checkpoint
 from tests.distributed import RankFailure, run_ranks
+from tests.long_form import cases
 from tests.parity.runs import evaluations_of, metrics_of, run_command, train, write_recipe
 
 
@@ -53,7 +54,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return recipe, (metrics_of(recipe), evaluations_of(recipe))
 
 
-def kill_and_resume(undisturbed: tuple[Path, Any], victim: int, num_operations: int, asynchronous: bool) -> None:
+FLUSHES = {0: 10, 1: 6}
+"""Rank -> how often it flushes a file in the first two saves."""
+
+
+@pytest.mark.parametrize(
+    "victim, num_operations, asynchronous",
+    cases(
+        (
+            (rank, n, is_async)
+            for rank, flushes in FLUSHES.items()
+            for n in range(flushes)
+            for is_async in (False, True)
+        ),
+        always=[(0, 9, False), (1, 4, True)],
+    ),
+)
+def test_a_kill_in_a_save_loses_only_that_save(
+    victim: int, num_operations: int, asynchronous: bool, undisturbed: tuple[Path, Any]
+) -> None:
     recipe, expected = undisturbed
     name = f"killed-{victim}-{num_operations}-{asynchronous}"
     changes = ["--set", f"name={name}", "--set", f"checkpoint.asynchronous={str(asynchronous).lower()}"]
@@ -66,22 +85,6 @@ def kill_and_resume(undisturbed: tuple[Path, Any], victim: int, num_operations: 
     assert run_command(2, recipe, *changes, "--resume", "auto") == [0, 0]
     assert (metrics_of(recipe, name), evaluations_of(recipe, name)) == expected
     assert not list((run / "checkpoints").glob("*.partial"))
-
-
-@pytest.mark.parametrize("victim, num_operations, asynchronous", [(0, 9, False), (1, 4, True)])
-def test_a_kill_in_a_save_loses_only_that_save(
-    victim: int, num_operations: int, asynchronous: bool, undisturbed: tuple[Path, Any]
-) -> None:
-    kill_and_resume(undisturbed, victim, num_operations, asynchronous)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("victim, num_operations", [*((0, n) for n in range(10)), *((1, n) for n in range(6))])
-def test_a_kill_anywhere_in_a_save_loses_only_that_save(
-    victim: int, num_operations: int, asynchronous: bool, undisturbed: tuple[Path, Any]
-) -> None:
-    kill_and_resume(undisturbed, victim, num_operations, asynchronous)
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(undisturbed: tuple[Path, Any]) -> None:
