@@ -8,14 +8,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is public, but not marked so
+from torch.utils.cpp_extension import get_default_build_root
 
 from megacpt.errors import LaunchError
+from megacpt.observe.log import logger
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.group import TensorGroup
 
@@ -24,6 +27,9 @@ MEETING_SECONDS = 300.0
 
 COLLECTIVE_SECONDS = 600.0
 """How long a collective may take, as DeepSpeed has it; a watchdog should speak before."""
+
+COMPILE_SECONDS = 300.0
+"""How long DeepSpeed's collectives for CPUs may compile; a minute is usual."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ def join_world() -> World:
         accelerator.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_process())
+    if not on_cuda:
+        wait_for_compiler(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
     owns_processes = not dist.is_initialized()
     backend = "nccl" if on_cuda else "gloo"
     try:
@@ -85,6 +93,31 @@ def join_world() -> World:
         ) from error
     device = torch.device(accelerator.device_name(local_rank if on_cuda else None))
     return World(dist.get_rank(), dist.get_world_size(), device, owns_processes)
+
+
+def wait_for_compiler(extensions: Path, patience_seconds: float = COMPILE_SECONDS) -> None:
+    """Wait while another process compiles DeepSpeed's collectives, and remove the lock of one that died of it.
+
+    torch waits for that lock for ever, before anything could say so: after a kill at that moment no run would start.
+
+    Args:
+        extensions: where torch keeps what it compiles.
+        patience_seconds: a lock that is older was left behind.
+    """
+    for lock in extensions.rglob("deepspeed_shm_comm/lock"):
+        while (age_seconds := _age_seconds(lock)) is not None:
+            if age_seconds > patience_seconds:
+                logger().warning("removed %s: whoever compiled there was killed, %.0f s ago", lock, age_seconds)
+                lock.unlink(missing_ok=True)
+            time.sleep(0.1)
+
+
+def _age_seconds(path: Path) -> float | None:
+    """How long ago a file was written; None if there is none."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _meet(backend: str, timeout_seconds: float = MEETING_SECONDS) -> None:

@@ -1,0 +1,40 @@
+"""Locks of torch's extensions: that of a process that was killed is removed, that of one that works is waited for."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megacpt.engine.processes import wait_for_compiler
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    return lock
+
+
+def test_a_stale_lock_is_removed_and_told(lock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.utime(lock, (0, time.time() - 1000))
+    wait_for_compiler(tmp_path, patience_seconds=999)
+    assert not lock.exists()
+    assert f"warning: removed {lock}" in capsys.readouterr().err
+
+
+def test_a_lock_in_use_is_waited_for(lock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = threading.Thread(target=wait_for_compiler, args=(tmp_path,))
+    waiting.start()
+    assert waiting.is_alive() and lock.exists()
+    lock.unlink()
+    waiting.join()
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_lock_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
+    wait_for_compiler(tmp_path / "absent")
