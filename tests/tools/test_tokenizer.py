@@ -40,6 +40,12 @@ def test_ids_lie_in_the_vocabulary_and_are_never_special(path: Path) -> None:
     assert not np.isin(ids, [special for special in (tokenizer.bos_id, tokenizer.eos_id) if special is not None]).any()
 
 
+@pytest.mark.parametrize("last", ["", "<|reserved_special_token_250|> is text here"])
+def test_texts_together_have_the_ids_of_each_alone(path: Path, last: str) -> None:
+    tokenizer, texts = open_tokenizer(path), ["", *TEXTS, last]
+    assert ids_of_each(tokenizer, texts) == [tokenizer.encode([text])[0].tolist() for text in texts]
+
+
 def test_no_texts_have_no_ids(path: Path) -> None:
     ids, lengths = open_tokenizer(path).encode([])
     assert (ids.size, lengths.size) == (0, 0)

@@ -27,13 +27,16 @@ import re
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
 from megacpt.errors import DataError
+
+if TYPE_CHECKING:
+    from tiktoken import Encoding
 
 LLAMA3_NUM_RANKS = 128_000
 LLAMA3_NUM_SPECIAL_TOKENS = 256
@@ -212,15 +215,32 @@ class TiktokenTokenizer:
         return digest.hexdigest()
 
     def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
-        arrays = [self._library.encode_to_numpy(text, disallowed_special=()) for text in texts]
-        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-        return np.concatenate(arrays) if arrays else np.empty(0, np.uint32), lengths
+        return encode_together(self._library, texts, _llama3_special_token(LLAMA3_NUM_SPECIAL_TOKENS - 1))
 
     def decode(self, ids: list[int]) -> str:
         return self._library.decode(ids)
 
     def token_id(self, token: str) -> int | None:
         return self._special_tokens.get(token, self._ranks.get(token.encode()))
+
+
+def encode_together(library: Encoding, texts: list[str], border: str) -> tuple[NDArray, NDArray[np.int64]]:
+    """What `Tokenizer.encode` returns, by one call of tiktoken: a call a text takes a sixth of the time of short ones.
+
+    tiktoken cuts its input at special tokens before anything else, so what stands between two is encoded as if it stood
+    alone. Texts that spell the border themselves go one by one, as text.
+
+    Args:
+        library: with the border among its special tokens.
+        border: begins and ends in different characters that it has nowhere else, so that it is found where it was put.
+    """
+    ids = library.encode_to_numpy(border.join(texts), allowed_special={border}, disallowed_special=()).view(np.int32)
+    at = np.flatnonzero(ids == library.encode_single_token(border))
+    if at.size == len(texts) - 1:
+        return np.delete(ids, at), np.diff(at, prepend=-1, append=ids.size) - 1
+    arrays = [library.encode_to_numpy(text, disallowed_special=()).view(np.int32) for text in texts]
+    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+    return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
