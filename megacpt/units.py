@@ -96,6 +96,14 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes}B"
 
 
+def rounded_bytes(num_bytes: float) -> str:
+    """Bytes to three digits: 64.2 GiB."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if (number := num_bytes / BYTE_UNITS[unit]) >= 1:
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
 def parse_seconds(value: str | float) -> float:
     """The seconds in "30min", "2h", "90s", "250ms", "1d" or a plain number of seconds."""
     return float(_scale(value, SECOND_UNITS, 'a time such as "30min", "2h" or "90s"'))

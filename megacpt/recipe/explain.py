@@ -15,7 +15,7 @@ from megacpt.recipe.importance import objective
 from megacpt.recipe.memory import RankMemory, checkpoint_bytes, equal_time_layers, estimate_memory, num_checkpoints
 from megacpt.recipe.resolve import Resolved, ResolvedRate, ResolvedStage, wasted_orders
 from megacpt.recipe.shares import token_shares
-from megacpt.units import counted, format_seconds
+from megacpt.units import counted, format_seconds, rounded_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -242,7 +242,10 @@ def _memory(ranks: Sequence[RankMemory]) -> Iterator[Row]:
     yield "", "weights", "gradients", "optimizer", "activations", "head", "total"
     for stage, rank in enumerate(ranks):
         states = rank.weights_bytes, rank.gradients_bytes, rank.optimizer_bytes
-        yield f"stage {stage}", *map(_size, (*states, rank.activations_bytes, rank.head_bytes, rank.total_bytes))
+        yield (
+            f"stage {stage}",
+            *map(rounded_bytes, (*states, rank.activations_bytes, rank.head_bytes, rank.total_bytes)),
+        )
 
 
 def _costs(resolved: Resolved) -> Iterator[Row]:
@@ -259,19 +262,14 @@ def _costs(resolved: Resolved) -> Iterator[Row]:
         alone, together = format_seconds(seconds), format_seconds(seconds / resolved.world_size)
         yield "time", f"{alone} of an H100 at 400 TFLOP/s in bf16; {together} on {resolved.world_size} of them"
     size, count = checkpoint_bytes(shape), num_checkpoints(resolved)
-    yield "checkpoint", f"{_size(size)} each; at most {_size(count * size)}, while the last of {count} is written"
+    yield (
+        "checkpoint",
+        f"{rounded_bytes(size)} each; at most {rounded_bytes(count * size)}, while the last of {count} is written",
+    )
 
 
 def _ranks(first: int, count: int) -> str:
     return f"rank {first}" if count == 1 else f"ranks {first}-{first + count - 1}"
-
-
-def _size(num_bytes: float) -> str:
-    """Bytes to three digits: 64.2 GiB."""
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if (number := num_bytes / size) >= 1:
-            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
-    return f"{num_bytes:.0f} B"
 
 
 def _rounded(tokens: float) -> str:

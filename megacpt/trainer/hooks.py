@@ -14,6 +14,7 @@ from megacpt.observe.log import logger
 from megacpt.observe.record import EvaluationRecord, StepRecord
 from megacpt.observe.sinks import Sink
 from megacpt.trainer.loop import Hook
+from megacpt.units import rounded_bytes
 
 __all__ = ["Checkpointing", "Evaluation", "Hook", "Reporting"]
 
@@ -203,9 +204,7 @@ class Checkpointing:
         if record.path is not None:
             self._saved_step = record.step
             self.saved(record.seconds)
-            size, times = record.num_bytes / 2**30, (record.seconds, record.stall_seconds)
-            logger().info(
-                "checkpoint %s: %.3g GiB in %.1f s, training stood still for %.1f s", record.path, size, *times
-            )
+            size, times = rounded_bytes(record.num_bytes), (record.seconds, record.stall_seconds)
+            logger().info("checkpoint %s: %s in %.1f s, training stood still for %.1f s", record.path, size, *times)
         elif self.saver.channel.is_main:
             logger().warning("there is no checkpoint of step %d: %s. The run goes on.", record.step, record.error)

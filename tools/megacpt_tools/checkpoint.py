@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megacpt.errors import as_argument
-from megacpt.units import parse_tokens
+from megacpt.units import parse_tokens, rounded_bytes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def _list(arguments: argparse.Namespace) -> int:
         state = read_state(path)
         size = sum(file["bytes"] for file in read_manifest(path).values())
         layout = " x ".join(f"{axis} {degree}" for axis, degree in state["layout"].items())
-        table.add_row(path.name, f"{state['tokens']:,}", _size(size), layout, ", ".join(state["milestones"]))
+        table.add_row(path.name, f"{state['tokens']:,}", rounded_bytes(size), layout, ", ".join(state["milestones"]))
     console = Console()
     console.print(table)
     folder = checkpoints[0].parent
@@ -112,7 +112,7 @@ def _show(arguments: argparse.Namespace) -> int:
         "versions": ", ".join(f"{name} {version}" for name, version in state["versions"].items()),
         "tensors": f"{len(list(stored)):,}, each with {', '.join(stored.kinds)}",
         "counters": json.dumps(stored.counters),
-        "size": _size(sum(file["bytes"] for file in read_manifest(path).values())),
+        "size": rounded_bytes(sum(file["bytes"] for file in read_manifest(path).values())),
         "recipe": state["recipe"]["name"],
     }
     for name, value in facts.items():
@@ -143,7 +143,3 @@ def _prune(arguments: argparse.Namespace) -> int:
         for path in others:
             shutil.rmtree(path)
     return 0
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.3g} GiB" if num_bytes >= 2**27 else f"{num_bytes / 2**20:.3g} MiB"

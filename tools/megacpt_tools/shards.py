@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _PREVIEW_TOKENS = 120
 
+_count = as_argument(parse_tokens)
+"""A count that may be 0; "1.5B" and the like are understood."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the actions."""
@@ -395,16 +398,10 @@ def _tokenizer_of(path: str, fingerprint: str | None) -> Tokenizer:
 
 
 def _at_least_one(text: str) -> int:
-    """A count; "1.5B" and the like are understood."""
-    number = as_argument(parse_tokens)(text)
+    number = _count(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
-
-
-def _count(text: str) -> int:
-    """A count that may be 0."""
-    return 0 if text == "0" else _at_least_one(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

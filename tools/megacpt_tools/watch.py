@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacpt.units import format_seconds
+from megacpt.errors import as_argument
+from megacpt.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +23,13 @@ _LATEST_STEPS = 20
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS", help="between two looks (5)")
+    parser.add_argument(
+        "--every",
+        type=as_argument(parse_seconds),
+        default=EVERY_SECONDS,
+        metavar="SECONDS",
+        help="between two looks (5)",
+    )
     parser.add_argument("--once", action="store_true", help="show how it stands and leave")
 
 
