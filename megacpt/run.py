@@ -92,13 +92,14 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     if is_main:
         for warning in wasted_orders(resolved):
             logger().warning(warning)
-    plan_of_data, texts = data.plan(resolved), data.records(recipe, training)
+    insertions = data.insertions(resolved, plan.vocab_size, model.encoder(recipe, base))
+    plan_of_data, texts = data.plan(resolved), data.records(recipe, training, insertions)
 
     def continued(checkpoint: Path, saved: Mapping[str, Any]) -> History:
         return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
 
-    history = continued(checkpoint, saved) if checkpoint and saved else data.history(resolved, training)
-    stream = Stream(training, history)
+    history = continued(checkpoint, saved) if checkpoint and saved else data.history(resolved, training, insertions)
+    stream = Stream(training, history, insertions)
     resolved = data.lasting(resolved, history)
     resolved, stream = data.bounded(resolved, stream)
     data.check_epochs(recipe, stream, resolved.last_step)
@@ -127,6 +128,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     # What happens at and between steps.
     if is_main and not (folder / MODEL_FILES).exists():
         model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
+    if is_main:
+        data.keep_insertions(stream, folder, origin, first_step)
     shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.num_steps)
     shown |= data.describe_objective(recipe, stream.history)
     events = Events(folder if is_main else None)

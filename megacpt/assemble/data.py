@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
+from megacpt.data.insertions import DOMAIN as INSERTIONS
+from megacpt.data.insertions import Insertion, read_insertions, read_places, record_of_insertions, write_places
 from megacpt.data.loader import Loader
 from megacpt.data.rows import cut_documents
 from megacpt.data.stream import Stream, exhausted_at, record_of
@@ -113,13 +116,15 @@ def lasting(resolved: Resolved, history: History) -> Resolved:
     )
 
 
-def history(resolved: Resolved, corpora: Mapping[str, Corpus | View]) -> History:
+def history(resolved: Resolved, corpora: Mapping[str, Corpus | View], insertions: Sequence[Insertion] = ()) -> History:
     """The data of a run that starts now."""
-    return History.begin(resolved.recipe.seed, plan(resolved), records(resolved.recipe, corpora))
+    return History.begin(resolved.recipe.seed, plan(resolved), records(resolved.recipe, corpora, insertions))
 
 
-def records(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, CorpusRecord]:
-    """Domain -> what identifies its text."""
+def records(
+    recipe: Recipe, corpora: Mapping[str, Corpus | View], insertions: Sequence[Insertion] = ()
+) -> dict[str, CorpusRecord]:
+    """Domain -> what identifies its text; insertions are one."""
     read: dict[str, CorpusRecord] = {}
     for name, corpus in corpora.items():
         domain = recipe.data.domains[name]
@@ -131,8 +136,44 @@ def records(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, C
             window_tokens=domain.order_window,
             packing=recipe.data.packing,
         )
+    if insertions:
+        read[INSERTIONS] = record_of_insertions(insertions)
     return read
 
+
+def insertions(resolved: Resolved, vocab_size: int, encode: Callable[[str], list[int]] | None) -> tuple[Insertion, ...]:
+    """What the recipe inserts into the stream.
+
+    Raises:
+        DataError: a file cannot be read, or a line of it is wrong.
+    """
+    return read_insertions(
+        resolved.recipe.data.insertions,
+        seed=resolved.recipe.seed,
+        total_tokens=resolved.total_tokens,
+        sequence_length=resolved.sequence_length,
+        vocab_size=vocab_size,
+        encode=encode,
+    )
+
+
+def keep_insertions(rows: Stream, folder: Path, origin: Path | None, first_step: int) -> None:
+    """Write where insertions stand into the run folder; what the run that is continued had until now is kept.
+
+    Args:
+        rows: the run's.
+        folder: the run folder.
+        origin: the folder of the run that is continued.
+        first_step: steps done before.
+    """
+    ahead = [each for step, there in sorted(rows.places.items()) if step >= first_step for each in there]
+    before = [] if origin is None else read_places(origin / INSERTIONS_FILE, first_step)
+    if ahead or before:
+        write_places(folder / INSERTIONS_FILE, ahead, rows.history, before)
+
+
+INSERTIONS_FILE = "insertions.jsonl"
+"""In a run folder: what was inserted, and where."""
 
 HOPELESS_EPOCHS = 16
 """Beyond so many epochs, repeated tokens are worth next to nothing (Muennighoff et al. 2023, arXiv:2305.16264)."""
@@ -219,8 +260,10 @@ def _held_out(recipe: Recipe, corpora: Mapping[str, Corpus | View], max_tokens: 
 
 
 def describe(rows: Stream, num_steps: int) -> dict[str, str]:
-    """Domain -> what the run takes from it, in words."""
-    return {
+    """Domain -> what the run takes from it, in words; and what is inserted."""
+    inserted = [len(each.insertion.tokens) for step, there in rows.places.items() if step < num_steps for each in there]
+    words = {INSERTIONS: f"{sum(inserted):,} tokens in {len(inserted):,} places"} if inserted else {}
+    return words | {
         domain.name: (
             f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
             f"{domain.epochs:.2f} epochs{_order_in_words(rows, domain.name)}{_packing_in_words(rows, domain.name)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -216,6 +216,15 @@ def special_tokens(recipe: Recipe, folder: Path | None) -> SpecialTokens | None:
     """What the model knows documents to begin and end with; None where there is no tokenizer.json to say."""
     path = _tokenizer_file(recipe, folder)
     return None if path is None else read_special_tokens(path, open_library(path))
+
+
+def encoder(recipe: Recipe, folder: Path | None) -> Callable[[str], list[int]] | None:
+    """Text -> ids, without special tokens; None where there is no tokenizer.json."""
+    path = _tokenizer_file(recipe, folder)
+    if path is None:
+        return None
+    library = open_library(path)
+    return lambda text: list(library.encode(text, add_special_tokens=False).ids)
 
 
 def _tokenizer_file(recipe: Recipe, folder: Path | None) -> Path | None:

@@ -11,6 +11,7 @@ from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
 from megacpt.checkpoint.intact import first_intact
 from megacpt.data.history import CorpusRecord, History, Stage
+from megacpt.data.insertions import DOMAIN as INSERTIONS
 from megacpt.errors import CheckpointError
 from megacpt.observe.log import logger
 from megacpt.recipe import Recipe, Resolved
@@ -123,7 +124,8 @@ def continued_history(
         if before is None or before == record:
             continue
         change = f"domain {name}: {', '.join(before.changes(record))}"
-        if any(_matches(f"data.domains.{name}.shards", pattern) for pattern in accepted):
+        key = "data.insertions" if name == INSERTIONS else f"data.domains.{name}.shards"
+        if any(_matches(key, pattern) for pattern in accepted):
             history = history.accept(step, change)
         else:
             refused.append(change)

@@ -8,6 +8,7 @@ document, so that each document is read as if it stood alone; attention takes th
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,13 +47,13 @@ class MicroBatch:
         return MicroBatch(*(getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)))
 
 
-def collate(rows: Rows, domains: npt.ArrayLike, row_weights: npt.ArrayLike, document_mask: bool = True) -> MicroBatch:
+def collate(rows: Rows, domains: npt.ArrayLike, label_weights: npt.ArrayLike, document_mask: bool = True) -> MicroBatch:
     """Return B rows as a micro-batch.
 
     Args:
         rows: the rows.
-        domains: [B] number of each row's domain.
-        row_weights: [B] weight of each of the row's labels.
+        domains: [B] number of each row's domain, or [B, S] of each label's.
+        label_weights: of the same shape: weight of each of the row's labels, or of each label.
         document_mask: whether documents end predictions and restart positions; else a row is one text.
     """
     num_rows, width = rows.tokens.shape
@@ -61,15 +62,19 @@ def collate(rows: Rows, domains: npt.ArrayLike, row_weights: npt.ArrayLike, docu
     if document_mask:
         starts = rows.document_starts
         positions = np.arange(rows.tokens.size) - np.repeat(starts, np.diff(starts, append=rows.tokens.size))
-        row, offset = np.divmod(starts, width)
-        labels[row[offset > 0], offset[offset > 0] - 1] = IGNORE_INDEX
+        labels[rows.borders] = IGNORE_INDEX
     for padded in np.flatnonzero(rows.num_tokens < width):
         labels[padded, max(rows.num_tokens[padded] - 1, 0) :] = IGNORE_INDEX
-    weights = np.where(labels != IGNORE_INDEX, np.asarray(row_weights, dtype=np.float32)[:, None], np.float32(0))
+    weights = np.where(labels != IGNORE_INDEX, _of_labels(label_weights, np.float32, labels.shape), np.float32(0))
     return MicroBatch(
         input_ids=torch.from_numpy(rows.tokens[:, :-1].astype(np.int64)),
         positions=torch.from_numpy(positions.reshape(num_rows, width)[:, :-1].copy()),
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(weights),
-        domains=torch.from_numpy(np.repeat(np.asarray(domains, dtype=np.int64), width - 1).reshape(num_rows, -1)),
+        domains=torch.from_numpy(_of_labels(domains, np.int64, labels.shape).copy()),
     )
+
+
+def _of_labels(values: npt.ArrayLike, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Values of rows [B], or of labels [B, S], as values of labels."""
+    return np.broadcast_to(np.asarray(values, dtype=dtype).reshape(shape[0], -1), shape)

@@ -193,8 +193,7 @@ class Loader:
 
     def _make_plan(self, step: int) -> _Plan:
         location = self.stream.locate(self.stream.samples(step))
-        num_labels = self.stream.num_labels(location, self.document_mask)
-        labels_of_domain = np.bincount(location.domain, weights=num_labels, minlength=len(self.stream.names))
+        labels_of_domain = self.stream.labels_of_domains(step, location, self.document_mask)
         weights = self._loss_weights(self.stream.history.shares(step))
         loss_weights = np.array([weights.get(name, 1.0) for name in self.stream.names])
         return _Plan(location, loss_weights, math.fsum(labels_of_domain * loss_weights))
@@ -202,9 +201,8 @@ class Loader:
     def _make(self, step: int) -> list[MicroBatch]:
         location, loss_weights, global_weight = self._plan(step)
         mine = self._offsets(step).ravel()
-        rows = self.stream.rows(Location(*(part[mine] for part in location)))
-        row_weights = loss_weights[location.domain[mine]] / (global_weight or 1.0)
-        batch = collate(rows, location.domain[mine], row_weights, self.document_mask)
+        rows, domains = self.stream.read(step, location, mine)
+        batch = collate(rows, domains, loss_weights[domains] / (global_weight or 1.0), self.document_mask)
         if self.prefetch_steps:
             ahead = self._plan(step + 1).location
             self.stream.will_need(Location(*(part[self._offsets(step + 1).ravel()] for part in ahead)))

@@ -7,8 +7,8 @@ rows that are left open, so every row is full: nothing is padded, nothing is dro
 counted as without packing. A document is cut if it is longer than a row, if a window ends inside it, or if it is among
 the few that fit nowhere.
 
-A row is found by packing its window alone, so there is no table and no state. The price is that work: about a
-microsecond for each document of the window.
+A row is found by packing its window alone, so there is no table and no state. The price is that work: some microseconds
+for each document of the window.
 """
 
 from __future__ import annotations

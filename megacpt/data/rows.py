@@ -91,6 +91,12 @@ class Rows:
     num_tokens: Int64s
     """[N] how many of a row's tokens are text; what follows is padding. S + 1 but at the end of held-out text."""
 
+    @property
+    def borders(self) -> tuple[Int64s, Int64s]:
+        """(row, column) of every label that is the first token of a document: the one before does not predict it."""
+        row, offset = np.divmod(self.document_starts, self.tokens.shape[1])
+        return row[offset > 0], offset[offset > 0] - 1
+
 
 class CutText(Protocol):
     """A text that is cut into rows."""

@@ -28,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megacpt.data.history import CorpusRecord, History
+from megacpt.data.insertions import DOMAIN as INSERTIONS
+from megacpt.data.insertions import Insertion, insert, place
 from megacpt.data.mixture import MAX_SAMPLES, Int64s
 from megacpt.data.order import KeyedPermutation, permute, stable_hash
 from megacpt.data.packing import window_of
@@ -168,20 +170,26 @@ class Stream:
     Args:
         corpora: domain -> its tokens. One that is no longer read may be missing.
         history: how they are mixed and cut.
+        insertions: what takes the place of tokens here and there.
 
     Raises:
-        DataError: if a corpus has fewer tokens than one row reads.
+        DataError: if a corpus has fewer tokens than one row reads, or insertions find no place.
 
     Attributes:
         names: the domains.
-        cuts: for each domain how its text is cut, ascending by ordinal.
+        cuts: for each domain how its text is cut, ascending by ordinal; none of insertions, which are no text.
+        places: step -> where insertions stand in it.
     """
 
-    def __init__(self, corpora: Mapping[str, TokenSource], history: History) -> None:
+    def __init__(
+        self, corpora: Mapping[str, TokenSource], history: History, insertions: Sequence[Insertion] = ()
+    ) -> None:
         self.corpora = dict(corpora)
         self.history = history
         self.names = history.domains
-        self.cuts = tuple(tuple(_cuts(history, name)) for name in self.names)
+        self.insertions = tuple(insertions)
+        self.places = place(self.insertions, history)
+        self.cuts = tuple(() if name == INSERTIONS else tuple(_cuts(history, name)) for name in self.names)
         self._all_cuts = [cut for cuts in self.cuts for cut in cuts]
         self._first_cuts = np.cumsum([0, *map(len, self.cuts)])
         self._text = cache(self._make_text)
@@ -189,7 +197,7 @@ class Stream:
 
     def with_history(self, history: History) -> Stream:
         """The stream of the same corpora under another history."""
-        return Stream(self.corpora, history)
+        return Stream(self.corpora, history, self.insertions)
 
     def samples(self, step: int) -> Int64s:
         """The numbers of the samples that a step reads: [global_rows]."""
@@ -226,6 +234,39 @@ class Stream:
         for asked, text, _ in self._by_cut(location):
             document_starts.append(text.read_into(tokens, asked, location.row[asked])[0])
         return Rows(tokens, np.sort(np.concatenate(document_starts)), np.full(len(tokens), width))
+
+    def read(self, step: int, location: Location, which: Int64s) -> tuple[Rows, Int64s]:
+        """Return rows of a step's global batch, with what is inserted into them.
+
+        Args:
+            step: the step.
+            location: of all its rows.
+            which: the rows that are wanted: [N].
+
+        Returns:
+            The rows, and their domains: [N]; where something is inserted, those of all labels: [N, S].
+        """
+        rows = self.rows(Location(*(part[which] for part in location)))
+        domains = location.domain[which]
+        if step not in self.places:
+            return rows, domains
+        wanted = {row: number for number, row in enumerate(which.tolist())}
+        places = [replace(each, row=wanted[each.row]) for each in self.places[step] if each.row in wanted]
+        return insert(places, rows, domains, self.names.index(INSERTIONS)) if places else (rows, domains)
+
+    def labels_of_domains(self, step: int, location: Location, document_mask: bool = True) -> Int64s:
+        """Return how many labels the located rows of a step have of each domain: [len(names)]."""
+        num_labels = self.num_labels(location, document_mask)
+        changed = np.unique(np.array([each.row for each in self.places.get(step, ())], dtype=np.int64))
+        num_labels[changed] = 0
+        labels = np.bincount(location.domain, weights=num_labels, minlength=len(self.names)).astype(np.int64)
+        if changed.size:
+            rows, domains = self.read(step, location, changed)
+            is_label = np.ones(domains.shape, dtype=np.bool_)
+            if document_mask:
+                is_label[rows.borders] = False
+            labels += np.bincount(domains[is_label], minlength=len(self.names))
+        return labels
 
     def will_need(self, location: Location) -> None:
         """Let the system fetch located rows, without waiting for them."""
@@ -281,6 +322,7 @@ class Stream:
                 epochs=_epochs_read(self.cuts[i], int(ordinals[i])),
             )
             for i, name in enumerate(self.names)
+            if self.cuts[i]
         )
 
 

@@ -194,6 +194,16 @@ def orders_have_a_column(recipe: Recipe) -> Violations:
             )
 
 
+def insertions_are_no_domain(recipe: Recipe) -> Violations:
+    """The name `insertions` is that of what is inserted."""
+    if "insertions" in recipe.data.domains:
+        yield RecipeError(
+            "this name is that of the sequences of data.insertions",
+            where=recipe.where("data.domains.insertions"),
+            hint="Call the domain something else.",
+        )
+
+
 def some_domain_counts(recipe: Recipe) -> Violations:
     """The weights sum to more than 0."""
     if not recipe.replay.match and not any(domain.weight for domain in recipe.data.domains.values()):
@@ -659,6 +669,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     anchors_are_only_measured,
     subsets_are_told_by_what,
     orders_have_a_column,
+    insertions_are_no_domain,
     some_domain_counts,
     targets_are_stated_for_all,
     replay_has_both_roles,

@@ -190,11 +190,15 @@ class DataSection(Section):
     packing: Literal["concat", "best_fit"] = "concat"
     """How documents make rows. concat: end to end, cut wherever a row ends. best_fit: whole where they fit, by packing
     16 rows' text at a time (arXiv:2404.10830); cuts a fifth as many documents or fewer where most are much shorter than
-    a row. Neither pads. Finding a row takes about a microsecond for each document of 16 rows."""
+    a row. Neither pads. Finding a row takes some microseconds for each document of 16 rows."""
 
     special_tokens: Literal["as_model", "as_built"] = "as_model"
     """as_model: documents in shards must begin with BOS as the model's tokenizer does it, and end with an EOS that the
     model names; else the run is refused before its first step. as_built: take the shards as they are."""
+
+    insertions: Paths = ()
+    """jsonl files of sequences that take the place of tokens at given tokens of the run: canaries, probes, experiments.
+    [data](data.md#insertions)"""
 
     stages: Annotated[tuple[StageSection, ...], Field(strict=False)] = ()
     """What changes on the way, in the order of their `at`."""

@@ -16,7 +16,7 @@ X = IGNORE_INDEX
 def test_documents_end_predictions_and_restart_positions() -> None:
     tokens = np.array([range(10, 17), range(20, 27)])
     rows = Rows(tokens, np.array([0, 2, 3, 7, 13]), np.array([7, 7]))  # the last token begins a document
-    batch = collate(rows, domains=[3, 1], row_weights=[0.5, 2.0])
+    batch = collate(rows, domains=[3, 1], label_weights=[0.5, 2.0])
     assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]]
     assert batch.labels.tolist() == [[11, X, X, 14, 15, 16], [21, 22, 23, 24, 25, X]]
     assert batch.positions.tolist() == [[0, 1, 0, 0, 1, 2], [0, 1, 2, 3, 4, 5]]

@@ -65,6 +65,9 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         (["data.domains.law.order_by=score"], "found order shuffled, order_by score"),
         (["data.domains.law.order_window=1M"], "data.domains.law.order_window: a shuffled domain has no windows"),
     ],
+    rules.insertions_are_no_domain: [
+        (["data.domains.insertions={role: new, shards: x, weight: 1}"], "data.domains.insertions: this name is that"),
+    ],
     rules.some_domain_counts: [
         (["data.domains.law.weight=0", "data.domains.web.weight=0"], "data.domains: nothing would be learnt"),
     ],

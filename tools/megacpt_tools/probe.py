@@ -44,6 +44,7 @@ class Probe(BaseModel):
         siblings: texts of the same form in no training data, or the number of random continuations to draw: for
             canaries that were drawn so themselves.
         group: what it is drawn with in a report, say "16 times"; None: by itself.
+        places: where it was inserted, in a run's insertions.jsonl; for people.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +55,7 @@ class Probe(BaseModel):
     prefix_tokens: PositiveInt | None = None
     siblings: NonNegativeInt | tuple[Text, ...] = 0
     group: str | None = None
+    places: tuple[dict[str, int], ...] = ()
 
     @model_validator(mode="after")
     def _is_text_or_tokens(self) -> Probe:
