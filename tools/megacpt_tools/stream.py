@@ -89,7 +89,7 @@ def _history(arguments: argparse.Namespace) -> int:
         record = generation.record
         documents, shards = counted(record.documents, "document"), counted(len(record.shards), "shard")
         text = f"{documents}, {record.tokens:,} tokens in {shards}"
-        text += "" if record.order == "shuffled" else f", {record.order}".replace("_", " ")
+        text += "" if record.order == "shuffled" else f", {record.order}".replace("as_stored", "as stored")
         text += "" if record.packing == "concat" else f", packed by {record.packing}".replace("_", " ")
         events.append((generation.from_step, f"domain {generation.domain}: {text}"))
     for segment in history.segments:
