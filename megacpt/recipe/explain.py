@@ -143,7 +143,8 @@ def _domains(resolved: Resolved) -> Iterator[Row]:
     recipe = resolved.recipe
     shares = token_shares(recipe)
     weighting = objective(recipe, shares)
-    yield "domain", "role", "of tokens", "of loss", "tokens", "at most", "evaluated"
+    is_staged = len(resolved.stages) > 1
+    yield "domain", "role", "at first" if is_staged else "of tokens", "of loss", "tokens", "at most", "evaluated"
     for name, domain in recipe.data.domains.items():
         held_out = "yes" if domain.held_out else "no"
         if not any(stage.weights.get(name) for stage in resolved.stages):
