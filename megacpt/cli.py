@@ -23,6 +23,7 @@ from megacpt.recipe import Resolved, least_world_size, load_recipe, resolve, sho
 if TYPE_CHECKING:
     from rich.text import Text
 
+KEYBOARD_INTERRUPT = 130
 _NUM_RATES = 200
 
 
@@ -91,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted, without saving: --resume auto goes on from the last checkpoint", file=sys.stderr)
+        return KEYBOARD_INTERRUPT
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:

@@ -149,6 +149,18 @@ def test_our_bugs_are_not_hidden(recipe: Path, monkeypatch: pytest.MonkeyPatch) 
         cli.main(["--recipe", str(recipe)])
 
 
+def test_an_interrupt_is_one_line(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_train", interrupt)
+    monkeypatch.delenv("RANK", raising=False)
+    assert cli.main(["--recipe", str(recipe)]) == 130
+    assert capsys.readouterr().err.startswith("interrupted, without saving: --resume auto")
+
+
 def test_a_launchers_mistake_is_a_user_error(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
