@@ -53,7 +53,13 @@ def python_topics() -> Iterator[str]:
 
 
 def python_docstrings() -> Iterator[str]:
-    """The longer docstrings of the standard library, each under its name. Sources are parsed, never imported."""
+    """The longer docstrings of the standard library, each under its name."""
+    for name, tree in library_modules():
+        yield from _docstrings(tree, name)
+
+
+def library_modules() -> Iterator[tuple[list[str], ast.Module]]:
+    """The standard library's modules: (the parts of its name, its source). Sources are parsed, never imported."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         module = path.relative_to(library).with_suffix("").parts
@@ -65,7 +71,7 @@ def python_docstrings() -> Iterator[str]:
                 tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):  # templates for code generators
                 continue
-        yield from _docstrings(tree, [name for name in module if name != "__init__"])
+        yield [name for name in module if name != "__init__"], tree
 
 
 def write_jsonl(documents: Iterable[str], target: Path, max_bytes: int | None = None) -> None:
