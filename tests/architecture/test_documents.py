@@ -10,7 +10,7 @@ import pytest
 from megacpt_tools.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-TRACKED = ("README.md", "CONTRIBUTING.md", "docs", "kernels", "recipes", "slurm", "tools")
+TRACKED = ("README.md", "CONTRIBUTING.md", "docs", "experiments", "kernels", "recipes", "slurm", "tools")
 DOCUMENTS = sorted(
     file for name in TRACKED for file in ([ROOT / name] if name.endswith(".md") else (ROOT / name).rglob("*.md"))
 )
