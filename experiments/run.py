@@ -1,4 +1,4 @@
-"""Runs a study: `python -m experiments.run NAME`, or `base` for the model that all of them continue from.
+"""Runs studies: `python -m experiments.run NAME ...`, or `base` for the model that all of them continue from.
 
 A study is a folder here: recipe.yaml; arms.yaml, which says what each arm changes in it; README.md with what came out.
 Each arm is trained once for every seed by the training command itself, one after the other, each in a process of its
@@ -16,7 +16,6 @@ import json
 import platform
 import re
 import shutil
-import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -116,7 +115,6 @@ def make_base(processes: Executor) -> None:
 
 def run_study(study: Path, processes: Executor, seeds: Sequence[int]) -> dict[str, Any]:
     """Every arm with every seed; the results as they are written."""
-    begun = time.monotonic()
     outcomes = [
         Outcome.read(train(processes, arm.arguments(seed)), arm.name, seed) for seed in seeds for arm in arms(study)
     ]
@@ -126,7 +124,6 @@ def run_study(study: Path, processes: Executor, seeds: Sequence[int]) -> dict[st
         "hardware": _hardware(),
         "versions": {name: version(name) for name in ("megacpt", "torch", "transformers", "deepspeed")}
         | {"python": platform.python_version()},
-        "seconds": round(time.monotonic() - begun),
         "runs": [outcome.to_json() for outcome in outcomes],
     }
 
@@ -154,13 +151,12 @@ def _hardware() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = sorted(path.parent.name for path in STUDIES.glob("*/arms.yaml"))
-    parser.add_argument("study", choices=["base", *names])
+    parser.add_argument("names", nargs="+", choices=["base", *names], metavar="NAME", help=f"base, {', '.join(names)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
     with fresh_processes() as processes:
         make_base(processes)
-        if arguments.study != "base":
-            study = STUDIES / arguments.study
+        for study in (STUDIES / name for name in arguments.names if name != "base"):
             write(study, run_study(study, processes, arguments.seeds))
 
 
