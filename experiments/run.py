@@ -32,7 +32,7 @@ from experiments import corpora
 from experiments.outcome import Outcome, draw, table
 from megacpt import cli
 from megacpt.errors import LaunchError
-from megacpt.recipe import dump_recipe, load_recipe
+from megacpt.recipe import Recipe, load_recipe
 from megacpt_tools.report.records import RunRecords
 
 STUDIES = Path(__file__).parent
@@ -94,14 +94,22 @@ def train(processes: Executor, arguments: list[str]) -> Path:
     """
     recipe = load_recipe(arguments[1], arguments[3::2])
     folder = Path(recipe.logging.folder, recipe.name)
-    written = folder / "recipe.yaml"
-    if written.exists() and written.read_text() == dump_recipe(recipe) and RunRecords.read(folder).is_finished:
+    if is_there(folder, recipe):
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     exit_code = processes.submit(cli.main, arguments).result()
     if exit_code != 0:
         raise LaunchError("the run failed", where=str(folder), found=f"exit code {exit_code}")
     return folder
+
+
+def is_there(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run folder holds this run, to its last evaluation."""
+    written = folder / "recipe.yaml"
+    if not written.exists() or load_recipe(written) != recipe:
+        return False
+    run = RunRecords.read(folder)
+    return bool(run.evaluations) and run.evaluations[-1].tokens >= run.planned_tokens
 
 
 def make_base(processes: Executor) -> None:
