@@ -64,7 +64,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """A row for each arm: means over the seeds, with half the distance between the outermost seeds.
 
     For each domain: its share of the tokens trained on, the loss at the end, its change from the base model's, and the
-    highest change on the way.
+    highest rise above it on the way, if there was one.
     """
     domains = list(outcomes[0].curves)
     heads = "".join(f" {name}: share | loss | change | peak |" for name in domains)
@@ -75,11 +75,12 @@ def table(outcomes: Sequence[Outcome]) -> str:
         cells = [arm]
         for name in domains:
             curves = [run.curves[name] for run in runs]
+            depths = [stability_gap(curve).depth for curve in curves]
             cells += [
                 f"{statistics.mean(run.shares[name] for run in runs):.1%}",
                 f"{statistics.mean(curve.last for curve in curves):.3f}",
                 _with_spread([curve.last - curve.base for curve in curves]),
-                _with_spread([stability_gap(curve).depth for curve in curves]),
+                _with_spread(depths) if any(depths) else "",
             ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -92,7 +93,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     arms = list(dict.fromkeys(outcome.arm for outcome in outcomes))
     scale = {"domain": arms, "range": [colour(number) for number in range(len(arms))]}
     x = {"field": "tokens", "type": "quantitative", "axis": {"title": "tokens", "format": "~s", "tickCount": 5}}
-    colours = {"field": "arm", "type": "nominal", "scale": scale, "legend": {"title": None}}
+    colours = {"field": "arm", "type": "nominal", "scale": scale, "legend": {"title": None, "symbolOpacity": 1}}
     panels: list[Spec] = []
     for name in outcomes[0].curves:
         rows = [
