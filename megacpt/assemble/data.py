@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megacpt.data.corpus import Corpus, open_corpus
+from megacpt.data.hash_split import TEXT_HASH
 from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.data.insertions import DOMAIN as INSERTIONS
@@ -36,15 +37,27 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
     """
     corpora: dict[str, Corpus | View] = {}
     for name, domain in recipe.data.domains.items():
-        paths = getattr(domain, part)
+        is_divided = part == "held_out" and domain.held_out_share > 0
+        paths = domain.shards if is_divided else getattr(domain, part)
         if not paths:
             continue
         key = f"data.domains.{name}.{part}"
         try:
             whole = open_corpus(paths)
-            subset = Subset(domain.where, domain.rank_by, domain.top_tokens, domain.quantiles)
-            is_chosen = part == "shards" and (subset != Subset() or domain.order_by)
-            corpus = select(whole, subset, domain.order_by, domain.order == "descending") if is_chosen else whole
+            corpus: Corpus | View = whole
+            split = Subset(held_out_share=domain.held_out_share, held_out_by=domain.held_out_by)
+            if is_divided:
+                corpus = select(whole, replace(split, is_held_out=True))
+            elif part == "shards":
+                subset = replace(
+                    split,
+                    where=domain.where,
+                    rank_by=domain.rank_by,
+                    top_tokens=domain.top_tokens,
+                    quantiles=domain.quantiles,
+                )
+                if replace(subset, held_out_by=TEXT_HASH) != Subset() or domain.order_by:
+                    corpus = select(whole, subset, domain.order_by, domain.order == "descending")
         except DataError as error:
             error.where = f"{recipe.where(key)}: {error.where}" if error.where else recipe.where(key)
             raise

@@ -17,6 +17,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from megacpt.data.corpus import Corpus
+from megacpt.data.hash_split import TEXT_HASH, column_is_held_out
 from megacpt.data.manifest import NUMBER, TokenizerRecord
 from megacpt.data.order import mix64
 from megacpt.data.where import Where
@@ -37,12 +38,18 @@ class Subset:
         top_tokens: the documents with the highest values, as many as it takes to have this many tokens.
         quantiles: (low, high): the documents between these shares of the tokens, in rising order of the value.
             Quantiles that share an edge share no document.
+        held_out_share: the share of the documents that are not meant, by the hash of a column, whatever else is said.
+        held_out_by: that column (`megacpt.data.hash_split`).
+        is_held_out: these are meant, and no others.
     """
 
     where: str | None = None
     rank_by: str | None = None
     top_tokens: int | None = None
     quantiles: tuple[float, float] | None = None
+    held_out_share: float = 0.0
+    held_out_by: str = TEXT_HASH
+    is_held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,8 @@ def select(corpus: Corpus, subset: Subset, order_by: str | None = None, descendi
     """
     condition = Where(subset.where) if subset.where is not None else None
     lengths = np.diff(corpus.document_offsets())
-    asked = [*(condition.names if condition else ()), *filter(None, (subset.rank_by, order_by)), TEXT_BYTES]
+    hashed_by = subset.held_out_by if subset.held_out_share else None
+    asked = [*(condition.names if condition else ()), *filter(None, (subset.rank_by, order_by, hashed_by)), TEXT_BYTES]
     columns = corpus.columns([name for name in dict.fromkeys(asked) if name != NUM_TOKENS])
     columns = columns.set_column(columns.column_names.index(NUMBER), NUM_TOKENS, pyarrow.array(lengths))
     kept = np.ones(corpus.num_documents, np.bool_)
@@ -188,6 +196,9 @@ def select(corpus: Corpus, subset: Subset, order_by: str | None = None, descendi
         removed.append(Removed(what, int(falls.sum()), int(lengths[falls].sum())))
         kept = kept & mask
 
+    if hashed_by is not None:
+        held_out = column_is_held_out(columns, hashed_by, subset.held_out_share)
+        keep(held_out if subset.is_held_out else ~held_out, f"the split of {subset.held_out_share:g} by {hashed_by}")
     if condition is not None:
         keep(condition.mask(columns), f"where {condition.text}")
     if subset.rank_by is not None:

@@ -146,7 +146,7 @@ def _domains(resolved: Resolved) -> Iterator[Row]:
     is_staged = len(resolved.stages) > 1
     yield "domain", "role", "at first" if is_staged else "of tokens", "of loss", "tokens", "at most", "evaluated"
     for name, domain in recipe.data.domains.items():
-        held_out = "yes" if domain.held_out else "no"
+        held_out = "yes" if domain.is_evaluated else "no"
         if not any(stage.weights.get(name) for stage in resolved.stages):
             yield name, domain.role, "-", "-", "-", "-", held_out
             continue

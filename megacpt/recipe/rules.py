@@ -148,7 +148,7 @@ def anchors_are_only_measured(recipe: Recipe) -> Violations:
         if domain.role != "anchor":
             continue
         key = f"data.domains.{name}"
-        if not domain.held_out:
+        if not domain.is_evaluated:
             yield RecipeError("an anchor is only measured, so it needs held_out", where=recipe.where(key))
         if domain.weight is not None:
             yield RecipeError(
@@ -172,6 +172,17 @@ def subsets_are_told_by_what(recipe: Recipe) -> Violations:
         elif domain.quantiles is not None and not domain.quantiles[0] < domain.quantiles[1]:
             where = recipe.where(f"{key}.quantiles")
             yield RecipeError("quantiles go from low to high", where=where, found=list(domain.quantiles))
+
+
+def text_is_held_out_one_way(recipe: Recipe) -> Violations:
+    """`held_out` names shards, `held_out_share` divides those that are trained on."""
+    for name, domain in recipe.data.domains.items():
+        if domain.held_out_share and (domain.held_out or not domain.shards or domain.held_out_share == 1):
+            yield RecipeError(
+                "a share is held out of the shards that are trained on, where no others are named",
+                where=recipe.where(f"data.domains.{name}.held_out_share"),
+                expected=f"shards, no held_out, and less than all in data.domains.{name}",
+            )
 
 
 def orders_have_a_column(recipe: Recipe) -> Violations:
@@ -316,7 +327,7 @@ def controllers_see_what_they_mix(recipe: Recipe) -> Violations:
     place = recipe.where("mixture.controller")
     trained = {name: domain for name, domain in recipe.data.domains.items() if domain.role != "anchor"}
     for name, domain in trained.items():
-        if not domain.held_out:
+        if not domain.is_evaluated:
             yield RecipeError(
                 "a controller goes by held-out losses, so every trained domain needs held_out",
                 where=recipe.where(f"data.domains.{name}"),
@@ -579,12 +590,12 @@ def budgets_can_be_measured(recipe: Recipe) -> Violations:
     measured = [("a budget of forgetting", "forgetting", name) for name in recipe.forgetting]
     measured += [("a known base loss", "evaluation.base_loss", name) for name in recipe.evaluation.base_loss]
     for what, key, name in measured:
-        if name not in recipe.data.domains or not recipe.data.domains[name].held_out:
+        if name not in recipe.data.domains or not recipe.data.domains[name].is_evaluated:
             yield RecipeError(
                 f"{what} needs a domain with held-out text",
                 where=recipe.where(f"{key}.{name}"),
                 found=f"'{name}', which is no domain" if name not in recipe.data.domains else f"'{name}' without any",
-                expected=", ".join(key for key, domain in recipe.data.domains.items() if domain.held_out) or None,
+                expected=", ".join(key for key, domain in recipe.data.domains.items() if domain.is_evaluated) or None,
             )
     if measured and not recipe.evaluation.at_start:
         yield RecipeError(
@@ -599,7 +610,7 @@ def alignment_has_two_sides(recipe: Recipe) -> Violations:
     """Gradients are compared between new domains and others, by their held-out text."""
     if recipe.evaluation.gradient_alignment is None:
         return
-    measured = [domain.role for domain in recipe.data.domains.values() if domain.held_out]
+    measured = [domain.role for domain in recipe.data.domains.values() if domain.is_evaluated]
     if "new" not in measured or not set(measured) - {"new"}:
         yield RecipeError(
             "gradients are compared between a new domain and another, both with held-out text",
@@ -668,6 +679,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     trained_domains_have_shards_and_weight,
     anchors_are_only_measured,
     subsets_are_told_by_what,
+    text_is_held_out_one_way,
     orders_have_a_column,
     insertions_are_no_domain,
     some_domain_counts,

@@ -104,6 +104,16 @@ class DomainSection(Section):
     held_out: Paths = ()
     """Evaluation tokens, in the same forms; without any, the domain is trained on but not evaluated."""
 
+    held_out_share: Share = 0.0
+    """Hold out so large a share of the documents of `shards` instead of naming `held_out`: 1%. They are chosen by a
+    hash (`held_out_by`), evaluated whatever `where` and the other conditions say, and not trained on. No shard is
+    written anew."""
+
+    held_out_by: str = "text_hash"
+    """The column whose hash chooses them. `text_hash`, kept by `megacpt shards build --keep-columns text_hash`, gives
+    the split that `--held-out` gives; an id, or another column of text or whole numbers, is hashed here. Documents
+    with equal values fall on the same side; one without a value is trained on."""
+
     where: str | None = None
     """Train only on documents that satisfy this: `year >= 2015 and source in ('web', 'books')`. Names are those of
     columns kept by `megacpt shards build --keep-columns`, and `num_tokens` and `text_bytes` of a document."""
@@ -151,6 +161,11 @@ class DomainSection(Section):
     order_window: Tokens | None = None
     """The text that is shuffled together within an `order`, in whole rows; None is a hundredth of the domain. Windows
     much smaller than a global batch change nothing."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is held-out text of the domain."""
+        return bool(self.held_out or self.held_out_share)
 
 
 class StageSection(Section):

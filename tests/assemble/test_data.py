@@ -136,6 +136,21 @@ def test_a_subset_is_trained_on_and_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert described["law"].endswith("epochs; where num_tokens > 6 removes 1 documents, 5 tokens")
 
 
+def test_what_a_share_holds_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "corpus", [[[number] * number for number in range(1, 60)]])
+    corpus = open_corpus(tmp_path / "corpus")
+    monkeypatch.setattr(data, "open_corpus", lambda paths: corpus)
+    split = "held_out: [], held_out_share: 0.3, held_out_by: num_tokens"
+    recipe = resolved(tmp_path, f"data.domains.law={{{split}, where: num_tokens > 9}}").recipe
+    parts = [
+        set(corpora["law"].read(0, corpora["law"].num_tokens).tolist())
+        for corpora in (data.open_corpora(recipe, part, 118) for part in ("shards", "held_out"))
+    ]
+    assert parts[0].isdisjoint(parts[1])
+    assert parts[0] | parts[1] >= set(range(10, 60))
+    assert 5 < len(parts[1]) < 31  # 18 expected, standard deviation 3.5
+
+
 def test_an_order_is_read_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "corpus", [[[1] * 40, [2] * 20, [3] * 30]])
     corpus = open_corpus(tmp_path / "corpus")

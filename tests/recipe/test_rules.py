@@ -60,6 +60,12 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         ),
         (["data.domains.law={rank_by: score, quantiles: [0.5, 0.5]}"], "data.domains.law.quantiles: quantiles go from"),
     ],
+    rules.text_is_held_out_one_way: [
+        (
+            ["data.domains.law={held_out_share: 0.01, held_out: [a]}"],
+            "data.domains.law.held_out_share: a share is held out of the shards that are trained on",
+        ),
+    ],
     rules.orders_have_a_column: [
         (["data.domains.law.order=ascending"], "data.domains.law.order: an order and its column go together"),
         (["data.domains.law.order_by=score"], "found order shuffled, order_by score"),

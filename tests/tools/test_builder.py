@@ -18,6 +18,7 @@ import pytest
 
 from megacpt.data.corpus import open_corpus
 from megacpt.data.manifest import Manifest, verify
+from megacpt.data.view import Subset, select
 from megacpt.errors import DataError
 from megacpt_tools import builder, inputs
 from megacpt_tools.builder import BuildProgress, build_shards, join_slices
@@ -167,6 +168,21 @@ def test_the_split_is_by_the_text_alone(tmp_path: Path, jsonl: Path, bpe_folder:
     for part, texts in parts.items():
         assert set(texts_of(tmp_path / "turned" / part, bpe_folder)) == set(texts)
         assert (verify(tmp_path / "split" / part).split or pytest.fail()).part == part
+
+
+@pytest.mark.parametrize("held_out_by", ["text_hash", "text"])
+def test_a_split_of_finished_shards_is_that_of_a_build(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, held_out_by: str
+) -> None:
+    build_shards([jsonl], bpe_folder, tmp_path / "split", held_out_fraction=0.2)
+    build_shards([jsonl], bpe_folder, tmp_path / "whole", keep_columns=(held_out_by,))
+    corpus = open_corpus(tmp_path / "whole")
+    for part in ("train", "held_out"):
+        built = open_corpus(tmp_path / "split" / part)
+        subset = Subset(held_out_share=0.2, held_out_by=held_out_by, is_held_out=part == "held_out")
+        viewed = select(corpus, subset)
+        assert viewed.num_documents == built.num_documents
+        assert np.array_equal(viewed.read(0, viewed.num_tokens), built.read(0, built.num_tokens))
 
 
 def test_the_held_out_part_can_be_capped(tmp_path: Path, jsonl: Path, bpe_folder: Path) -> None:

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 from pydantic import BaseModel, ValidationError
 
+from megacpt.data.hash_split import TEXT_HASH, hashes_of, is_held_out
 from megacpt.data.manifest import (
     FILE_NAME,
     UNFINISHED,
@@ -153,7 +154,9 @@ class BuildOptions:
     def read_columns(self) -> tuple[str, ...]:
         """Columns that are kept or compared."""
         compared = [name for where in self.where for name in Where(where).names]
-        return tuple(name for name in dict.fromkeys([*self.keep_columns, *compared]) if name != TEXT_BYTES)
+        return tuple(
+            name for name in dict.fromkeys([*self.keep_columns, *compared]) if name not in (TEXT_BYTES, TEXT_HASH)
+        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,9 @@ class BlockTokenizer:
         encoded = [text.encode() for text in read.texts]
         text_bytes = np.fromiter(map(len, encoded), np.int64, len(encoded))
         has_columns = bool(options.keep_columns or options.where)
-        columns = _table(block, {**read.columns, TEXT_BYTES: text_bytes}) if has_columns else None
+        hashes = hashes_of(encoded) if options.held_out_fraction or TEXT_HASH in options.keep_columns else None
+        made = {TEXT_BYTES: text_bytes} | ({} if hashes is None else {TEXT_HASH: hashes})
+        columns = _table(block, {**read.columns, **made}) if has_columns else None
         chosen = np.array(has_text, np.bool_)
         removed = np.zeros((len(options.where), 2), np.int64)
         for number, condition in enumerate(options.where):
@@ -206,7 +211,9 @@ class BlockTokenizer:
             ids=ids,
             lengths=lengths,
             text_bytes=text_bytes[numbers],
-            is_held_out=_is_held_out([encoded[number] for number in numbers], options.held_out_fraction),
+            is_held_out=is_held_out(hashes[numbers], options.held_out_fraction)
+            if hashes is not None
+            else np.zeros(numbers.size, np.bool_),
             columns=columns.select(kept).take(numbers) if columns is not None and options.keep_columns else None,
             num_lines=read.num_lines,
             num_documents=len(read.texts),
@@ -781,14 +788,6 @@ def _surround(
     if eos_id is not None:
         surrounded[ends - 1] = eos_id
     return surrounded, surrounded_lengths
-
-
-def _is_held_out(texts: list[bytes], fraction: float) -> NDArray[np.bool_]:
-    """Which texts have a hash (the first 8 bytes of BLAKE2b, little-endian) in the lowest `fraction` of its range."""
-    if not fraction:
-        return np.zeros(len(texts), np.bool_)
-    hashes = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-    return np.frombuffer(hashes, "<u8") < fraction * 2.0**64
 
 
 def _tokenizer_record(path: str | os.PathLike[str], tokenizer: Tokenizer, options: BuildOptions) -> TokenizerRecord:

@@ -70,7 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=(),
         metavar="NAME,...",
-        help="keep these keys (columns) of every document beside its shard, to filter and to order by later",
+        help="keep these keys (columns) of every document beside its shard, to filter and to order by later; "
+        "text_hash is made, for recipes to hold out documents by",
     )
     columns.add_argument(
         "--where",
