@@ -32,6 +32,7 @@ from megacpt.model.probe import probe
 from megacpt.observe.log import logger
 from megacpt.parallel.slices import Slice
 from megacpt.recipe import Architecture, Recipe, Resolved, checkpoint_bytes, num_checkpoints
+from megacpt.units import counted
 
 PART_OF_THE_HEAD = Slice(dim=0, index=8, count=16)
 """Rows from the middle of the vocabulary, where no token is reserved: enough to tell a head from an embedding."""
@@ -214,6 +215,12 @@ def _epochs(run: _Run) -> str:
     return ", ".join(f"{domain.name} {domain.epochs:.2f}" for domain in stream.report(resolved.last_step))
 
 
+def _insertions(run: _Run) -> str:
+    found = data.insertions(run.resolved, run.config.vocab_size, model.encoder(run.recipe, run.base))
+    stream = Stream(run.parts["shards"], data.history(run.resolved, run.parts["shards"], found), found)
+    return f"in {counted(len(found), 'place')} of {counted(len(stream.places), 'step')}" if found else "none"
+
+
 def _disk(run: _Run) -> str:
     check_disk(run.resolved, Architecture.from_config(run.config.to_dict()), resume.run_folder(run.recipe), Channel())
     return "room for the checkpoints"
@@ -227,6 +234,7 @@ CHECKS: Mapping[str, Callable[[_Run], str]] = {
     "tokenizer": _tokenizer,
     "documents": _documents,
     "epochs": _epochs,
+    "insertions": _insertions,
     "disk": _disk,
 }
 """Name -> a check that says what it found, warns by the log, or raises what the user has to mend."""

@@ -149,6 +149,13 @@ def test_everything_is_looked_at_and_what_needs_a_broken_thing_is_not(
     assert found["epochs"] == ("warning", found["epochs"][1]) and "domain law is read 4." in found["epochs"][1]
     assert found["documents"][1] == "no BOS, EOS 2"
     assert found["head"][1] == "weights of its own"
+    assert found["insertions"] == ("ok", "none")
+
+    canaries = tmp_path / "canaries.jsonl"
+    canaries.write_text('{"name": "a", "tokens": [5, 6], "at": [3, 4000]}')
+    assert findings(tmp_path, base, f"data.insertions={canaries}")["insertions"] == ("ok", "in 2 places of 2 steps")
+    canaries.write_text('{"name": "a", "tokens": [5, 6], "at": [3, 4]}')
+    assert "in each other's way" in findings(tmp_path, base, f"data.insertions={canaries}")["insertions"][1]
 
     write_folder(tmp_path / "exam", [[[1] * 400]], fingerprint=fingerprint, eos_id=2, adds_bos=True, bos_id=1)
     assert findings(tmp_path, base)["documents"][0] == "error"
