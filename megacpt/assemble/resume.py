@@ -134,7 +134,8 @@ def continued_history(
             "the data is not that of the checkpoint: " + "; ".join(refused),
             where=str(checkpoint),
             hint="Restore the shards. Shards added behind the others lengthen the epoch; any other change repeats and "
-            "skips text: accept either with --accept data.domains.NAME.shards.",
+            "skips text: accept either with --accept data.domains.NAME.shards. Other insertions hold from here on with "
+            "--accept data.insertions.",
         )
     return history.replan(step, plan, corpora)
 

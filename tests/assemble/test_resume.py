@@ -157,6 +157,20 @@ def test_other_text_is_refused_or_accepted_on_record(now: CorpusRecord, said: st
     assert accepted.at_step == 5 and re.search(said, accepted.what)
 
 
+def test_other_insertions_are_refused_or_accepted_on_record(tmp_path: Path) -> None:
+    values = resolved(tmp_path)
+    texts = [TEXTS | {"insertions": CorpusRecord(tokens, 3, shards=(f"{tokens}",))} for tokens in (30, 33)]
+    began = History.begin(0, plan(values), texts[0])
+    saved = {"step": 5, "data": json.loads(json.dumps(began.to_json()))}
+    with pytest.raises(
+        CheckpointError, match=r"domain insertions: tokens 30 before, 33 now.*--accept data\.insertions"
+    ):
+        continued_history(saved, plan(values), texts[1], tmp_path, ["data.domains.law.shards"])
+    went_on = continued_history(saved, plan(values), texts[1], tmp_path, ["data.insertions"])
+    assert went_on.latest_corpus("insertions") == texts[1]["insertions"] and went_on.accepted
+    assert went_on.first_sample(9) == began.first_sample(9)
+
+
 def test_a_fresh_run_starts_in_an_empty_folder(tmp_path: Path) -> None:
     assert choose_checkpoint(None, tmp_path / "run", Channel()) is None
     assert choose_checkpoint("auto", tmp_path / "run", Channel()) is None
