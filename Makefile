@@ -55,9 +55,8 @@ bench: $(STAMP)
 
 bench-data: $(STAMP)
 	@megacpt quickstart --prepare-only
-	@python benchmarks/stream.py --rows 256 --rounds 9
-	@python benchmarks/shard_builder.py --megabytes 24 --rounds 3
-	@python benchmarks/shard_builder.py --megabytes 24 --rounds 3 --tokenizer llama3
+	@python benchmarks/stream.py
+	@set -e; for tokenizer in smollm2 llama3 sentencepiece; do python benchmarks/shard_builder.py --tokenizer $$tokenizer; done
 
 debug: $(STAMP)
 	@rm -rf runs/debug-tiny

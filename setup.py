@@ -35,6 +35,7 @@ extras = {
     "wandb": ["wandb>=0.21"],
     "datasets": ["datasets>=4"],
     "datatrove": ["datatrove>=0.6"],
+    "bench": ["datasets>=4", "datatrove>=0.6", "megatron-core>=0.16"],
     "quickstart": ["accelerate>=1.10", "gguf>=0.17"],
     "dev": [
         "build>=1.2",

@@ -1,12 +1,14 @@
 """Text to shards on one core: megacpt's builder against three others, on the same real text with the same tokenizer.
 
     megacpt quickstart --prepare-only
-    python benchmarks/shard_builder.py [--tokenizer smollm2 | llama3] [--megabytes 12] [--rounds 1]
+    python benchmarks/shard_builder.py [--tokenizer smollm2 | llama3 | sentencepiece] [--megabytes 12] [--rounds 1]
 
     megacpt         megacpt shards build, one worker
     megatron-core   the loop of Megatron-LM's preprocess_data: json, a Hugging Face tokenizer, IndexedDatasetBuilder
     datatrove       JsonlReader and DocumentTokenizer, documents not shuffled
     datasets        load_dataset, a batched map and save_to_disk
+
+The SentencePiece model is trained here, on a part of the text; datatrove does not read such models and is passed over.
 
 The text is the quickstart's and source files of installed packages. Each contender runs in a process of its own, in
 turns; one that is not installed is passed over. Opening the tokenizer (and for megacpt finding the fastest exact
@@ -39,7 +41,10 @@ RESULTS = Path(__file__).parent / "results"
 QUICKSTART = Path("runs/quickstart")
 DOWNLOADS = Path(".cache")
 PACKAGES = {"megacpt": "tiktoken", "megatron-core": "megatron-core", "datatrove": "datatrove", "datasets": "datasets"}
-EOS = {"smollm2": "<|endoftext|>", "llama3": "<|end_of_text|>"}
+EOS = {"smollm2": "<|endoftext|>", "llama3": "<|end_of_text|>", "sentencepiece": "</s>"}
+SENTENCEPIECE_VOCABULARY, SENTENCEPIECE_BYTES = 8000, 2_000_000
+
+Encode = Callable[[list[str]], list[list[int]]]
 
 
 def cpu_seconds() -> float:
@@ -63,23 +68,38 @@ def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, fl
     return setup_seconds, cpu_seconds() - start - setup_seconds, manifest.tokens
 
 
+def open_encoder(tokenizer: Path, eos: str) -> tuple[Encode, int, int]:
+    """What encodes a batch of texts where Megatron and datasets are used, the id of EOS, the size of the vocabulary."""
+    if tokenizer.suffix == ".model":
+        from sentencepiece import SentencePieceProcessor
+
+        model = SentencePieceProcessor(model_file=str(tokenizer))
+        return model.encode, model.eos_id(), model.get_piece_size()
+    from transformers import AutoTokenizer
+
+    encoder = AutoTokenizer.from_pretrained(tokenizer)
+    return (
+        lambda texts: encoder(texts, add_special_tokens=False)["input_ids"],
+        encoder.convert_tokens_to_ids(eos),
+        len(encoder),
+    )
+
+
 def megatron_core(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
     import numpy as np
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-    from transformers import AutoTokenizer
 
     start = cpu_seconds()
-    encoder = AutoTokenizer.from_pretrained(tokenizer)
-    eos_id = encoder.convert_tokens_to_ids(eos)
+    encode_texts, eos_id, vocab_size = open_encoder(tokenizer, eos)
     setup_seconds = cpu_seconds() - start
     start = cpu_seconds()
     out.mkdir()
-    builder = IndexedDatasetBuilder(str(out / "a.bin"), dtype=DType.optimal_dtype(len(encoder)))
+    builder = IndexedDatasetBuilder(str(out / "a.bin"), dtype=DType.optimal_dtype(vocab_size))
     num_tokens = 0
     with text.open() as lines:
         for line in lines:
-            ids = encoder(json.loads(line)["text"], add_special_tokens=False)["input_ids"] + [eos_id]
+            ids = encode_texts([json.loads(line)["text"]])[0] + [eos_id]
             builder.add_document(torch.from_numpy(np.array(ids)), [len(ids)])
             num_tokens += len(ids)
     builder.finalize(str(out / "a.idx"))
@@ -103,17 +123,15 @@ def datatrove(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, 
 
 def datasets(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
     from datasets import load_dataset
-    from transformers import AutoTokenizer
 
     start = cpu_seconds()
-    encoder = AutoTokenizer.from_pretrained(tokenizer)
-    eos_id = encoder.convert_tokens_to_ids(eos)
+    encode_texts, eos_id, _ = open_encoder(tokenizer, eos)
     setup_seconds = cpu_seconds() - start
     start = cpu_seconds()
     rows = load_dataset("json", data_files=str(text), split="train", cache_dir=str(out / "cache"))
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        ids = encoder(batch["text"], add_special_tokens=False)["input_ids"]
+        ids = encode_texts(batch["text"])
         return {"input_ids": [list(chain.from_iterable((*document, eos_id) for document in ids))]}
 
     joined = rows.map(encode, batched=True, remove_columns=rows.column_names)
@@ -149,6 +167,23 @@ def tokenizers(name: str, folder: Path) -> tuple[Path, Path]:
     """The tokenizer for megacpt, and as a Hugging Face folder for the others."""
     if name == "smollm2":
         return QUICKSTART / "model", QUICKSTART / "model"
+    if name == "sentencepiece":
+        from sentencepiece import SentencePieceTrainer
+
+        with (folder / "text.jsonl").open() as lines:
+            texts = [json.loads(line)["text"] for line in lines.readlines(SENTENCEPIECE_BYTES)]
+        model = folder / "sentencepiece.model"
+        sentences = (sentence for text in texts for sentence in text.splitlines())
+        SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_prefix=str(model.with_suffix("")),
+            vocab_size=SENTENCEPIECE_VOCABULARY,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )
+        return model, model
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -197,6 +232,8 @@ def main() -> None:
         ours, theirs = tokenizers(arguments.tokenizer, folder)
         for number in range(arguments.rounds):
             for name in CONTENDERS:
+                if name == "datatrove" and arguments.tokenizer == "sentencepiece":
+                    continue
                 try:
                     version(PACKAGES[name])
                 except PackageNotFoundError:
@@ -227,7 +264,7 @@ def write_result(arguments: argparse.Namespace, size_bytes: int, measured: dict[
         "date": date.today().isoformat(),
         "command": f"python benchmarks/shard_builder.py --tokenizer {arguments.tokenizer} "
         f"--megabytes {arguments.megabytes} --rounds {arguments.rounds}",
-        "hardware": f"{processor()}, {os.cpu_count()} cores",
+        "hardware": f"{processor()}; load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores",
         "versions": {name: version(package) for name, package in PACKAGES.items() if name in measured}
         | {"megacpt": version("megacpt"), "tiktoken": version("tiktoken"), "tokenizers": version("tokenizers")},
         "text": f"{size_bytes / 1e6:.1f} MB of JSON lines, {counts['megacpt']:,} tokens",
