@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from megacpt.data.batch import MicroBatch
+from megacpt.model.objective import Distillation
 from megacpt.observe.record import GradientAlignment
 from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.slices import Slice
+
+
+class DomainSums(NamedTuple):
+    """A domain's part in a step, over the global batch.
+
+    Attributes:
+        weighted: sum of weight * loss.
+        nll: sum of the unweighted loss, in nats.
+        tokens: predicted.
+        divergence: sum of KL(teacher || student), in nats; None where no teacher teaches.
+    """
+
+    weighted: float
+    nll: float
+    tokens: int
+    divergence: float | None = None
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[float]], distillation: Distillation | None) -> list[DomainSums]:
+        """The objective's `domain_sums`, row by row."""
+        taught = distillation.domains if distillation else ()
+        return [
+            cls(weighted, nll, round(tokens), divergence if number in taught else None)
+            for number, (weighted, nll, tokens, divergence) in enumerate(rows)
+        ]
 
 
 @dataclass(frozen=True)
@@ -23,13 +49,13 @@ class StepResult:
         loss: the replay-weighted mean over the global batch, in nats per token (with z-loss, if any).
         grad_norm: the global gradient norm before clipping; inf where it was not finite.
         skipped: the update was not applied: it was not acceptable.
-        domain_sums: per domain, over the global batch: (sum of weight * loss, sum of nll in nats, tokens).
+        domain_sums: of each domain.
     """
 
     loss: float
     grad_norm: float
     skipped: bool
-    domain_sums: list[tuple[float, float, int]]
+    domain_sums: list[DomainSums]
 
 
 Acceptable = Callable[[float, float], bool]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,11 @@ class MasterState(ABC):
     @abstractmethod
     def publish(self) -> None:
         """Make the weights from the masters. Collective."""
+
+    @contextmanager
+    def weights_change(self) -> Iterator[None]:
+        """Around a change of weights that are split over the data axis. Collective."""
+        yield
 
     def num_updates(self) -> int:
         """How often the optimizer has updated, skipped steps not counted."""
@@ -151,9 +157,15 @@ class FullySharded(MasterState):
         return list(self.optimizer.fp32_partitioned_groups_flat)
 
     def publish(self) -> None:
+        with self.weights_change():
+            for group in range(len(self.optimizer.fp16_groups)):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(group)
+
+    @contextmanager
+    def weights_change(self) -> Iterator[None]:
+        # Small parameters are kept whole on every rank: let go before, gathered again after.
         self.optimizer.checkpoint_event_prologue()
-        for group in range(len(self.optimizer.fp16_groups)):
-            self.optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        yield
         self.optimizer.checkpoint_event_epilogue()
 
 

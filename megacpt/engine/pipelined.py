@@ -17,7 +17,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from deepspeed.runtime.utils import clip_grad_norm_
 
 from megacpt.data.batch import MicroBatch
-from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
+from megacpt.engine.engine import Acceptable, DomainSums, Judge, StepResult, is_finite
 from megacpt.engine.gradients import GradientLooks
 from megacpt.engine.head_gradient import HeadGradient
 from megacpt.engine.master import TrainingState
@@ -41,7 +41,7 @@ from megacpt.parallel.fragments import Held, StateSource
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.slices import Slice
 
-SUM_NAMES = ("weighted", "nll", "tokens")
+SUM_NAMES = ("weighted", "nll", "tokens", "divergence")
 
 
 def layer_specs(
@@ -226,14 +226,14 @@ class PipelinedEngine:
         self._run_step(micro_batches)
         loss, norm, is_refused = self.judge.verdict()
         sums = torch.stack(list(self.engine.get_additional_losses().values())).view(-1, len(SUM_NAMES))
-        values = (sums.double() * self.num_losses).tolist()
+        rows = (sums.double() * self.num_losses).tolist()
         if self.average_teacher is not None:
             self.average_teacher.follow()
         return StepResult(
             loss=loss,
             grad_norm=norm,
             skipped=is_refused,
-            domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in values],
+            domain_sums=DomainSums.of(rows, self.objective.distillation),
         )
 
     def _run_step(self, micro_batches: Sequence[MicroBatch]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megacpt.data.batch import MicroBatch
-from megacpt.engine.engine import Acceptable, Judge, StepResult, is_finite
+from megacpt.engine.engine import Acceptable, DomainSums, Judge, StepResult, is_finite
 from megacpt.engine.gradients import GradientLooks
 from megacpt.engine.master import TrainingState
 from megacpt.engine.optimizer import make_optimizer
@@ -169,14 +169,14 @@ class ShardedEngine:
         self.judge.begin_step(acceptable)
         self._run_step(micro_batches)
         loss_value, norm, is_refused = self.judge.verdict()
-        by_domain = zip(*[iter(self._sums)] * 3, strict=True)
+        rows = torch.tensor(self._sums, dtype=torch.float64).view(self.objective.num_domains, -1).tolist()
         if self.average_teacher is not None:
             self.average_teacher.follow()
         return StepResult(
             loss=loss_value,
             grad_norm=norm,
             skipped=is_refused,
-            domain_sums=[(weighted, nll, round(tokens)) for weighted, nll, tokens in by_domain],
+            domain_sums=DomainSums.of(rows, self.objective.distillation),
         )
 
     def _run_step(self, micro_batches: Sequence[MicroBatch]) -> None:

@@ -2,7 +2,7 @@
 
 After every update each rank puts its part of the averages together with those of the other data-parallel ranks, one
 parameter at a time, and rounds them to the teacher's dtype. Done after every update, a resumed run has the teacher that
-the uninterrupted one has. Not for ZeRO-3, under which a teacher is split over the data axis too.
+the uninterrupted one has. Under ZeRO-3 a teacher is split over the data axis as the averages are, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -39,13 +39,21 @@ class AverageTeacher:
         """Make the teacher's weights the averages, once there are some. Collective."""
         if not self.master.num_updates():
             return
-        for student, teacher in self.pairs:
-            if not student.requires_grad:
-                continue
-            average = torch.zeros(teacher.numel(), device=student.device)
-            place = self.master.place(student)
-            if place is not None:
-                average[place.start : place.start + place.numel] = self.master.values(place)[AVERAGE]
-            if place is None or place.is_sharded:
-                dist.all_reduce(average, group=self.data_group)
-            teacher.copy_(average.view_as(teacher))
+        with self.master.weights_change():
+            for student, teacher in self.pairs:
+                if student.requires_grad:
+                    self._copy_average(student, teacher)
+
+    def _copy_average(self, student: nn.Parameter, teacher: nn.Parameter) -> None:
+        place = self.master.place(student)
+        mine = None if place is None else self.master.values(place)[AVERAGE]
+        if hasattr(teacher, "ds_tensor"):
+            if mine is not None:
+                teacher.ds_tensor[: len(mine)].copy_(mine)
+            return
+        average = torch.zeros(teacher.numel(), device=student.device)
+        if place is not None and mine is not None:
+            average[place.start : place.start + place.numel] = mine
+        if place is None or place.is_sharded:
+            dist.all_reduce(average, group=self.data_group)
+        teacher.copy_(average.view_as(teacher))

@@ -58,8 +58,8 @@ class Objective:
         weight_factor: a factor on the weights, and so on loss and gradients; `domain_sums` are free of it.
         grad_head_VD: an fp32 buffer [V/tp, D] that the head's gradient is added to in the forward, instead of reaching
             the head by autograd as a whole tensor of its own. It is free of `loss_factor`.
-        domain_sums: [num_domains, 3] fp32 of the last micro-batch: sum of weight * loss, sum of nll (unweighted, nats),
-            tokens.
+        domain_sums: [num_domains, 4] fp32 of the last micro-batch: sum of weight * loss, sum of nll (unweighted, nats),
+            tokens, sum of KL(teacher || student) (likewise).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Objective:
         self.loss_factor = 1.0
         self.weight_factor = 1.0
         self.grad_head_VD: torch.Tensor | None = None
-        self.domain_sums = torch.zeros(num_domains, 3)
+        self.domain_sums = torch.zeros(num_domains, 4)
 
     def __call__(self, outputs: tuple[torch.Tensor, ...], targets: Targets) -> torch.Tensor:
         """The loss times both factors, a 0-d fp32 tensor.
@@ -115,7 +115,11 @@ class Objective:
             teacher=self._teacher(teacher[0], teacher[1], weights, domains) if teacher and self.distillation else None,
         )
         weighted, *counts = result.domain_sums.unbind(1)
-        self.domain_sums = torch.stack([weighted / self.weight_factor, *counts], 1)
+        divergences = torch.zeros_like(weighted)
+        if result.divergence_T is not None:
+            numbers = torch.arange(self.num_domains, device=domains.device)[:, None]
+            divergences = result.divergence_T.double().where(domains.flatten() == numbers, 0).sum(1).to(weighted.dtype)
+        self.domain_sums = torch.stack([weighted / self.weight_factor, *counts, divergences], 1)
         return result.loss * self.loss_factor
 
     def _teacher(

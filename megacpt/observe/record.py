@@ -23,10 +23,15 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class DomainLoss:
-    """A domain's part in a training step: mean unweighted loss in nats per token, and the tokens it is a mean of."""
+    """A domain's part in a training step: mean unweighted loss in nats per token, and the tokens it is a mean of.
+
+    `divergence` is the mean KL of the teacher's predictions from the model's, at the teacher's temperature, in nats per
+    token; None where no teacher teaches.
+    """
 
     loss: float
     tokens: int
+    divergence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +66,14 @@ class StepRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The object of a line in `metrics.jsonl`."""
-        return _known(asdict(self))
+        values = asdict(self)
+        return _known(values | {"domains": {name: _known(domain) for name, domain in values["domains"].items()}})
 
     def scalars(self) -> dict[str, float]:
         """Flat names for dashboards: "train/loss", "train/loss/medical", ..."""
         names = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "tokens", "mfu")
         domains = {f"train/loss/{name}": domain.loss for name, domain in self.domains.items()}
+        domains |= _known({f"train/divergence/{name}": domain.divergence for name, domain in self.domains.items()})
         shares = {f"train/share/{name}": share for name, share in (self.mixture or {}).items()}
         return _known({f"train/{name}": getattr(self, name) for name in names}) | domains | shares
 

@@ -389,13 +389,6 @@ def a_teacher_teaches_something(recipe: Recipe) -> Violations:
             where=recipe.where("loss.distillation.teacher"),
             hint="Set optimizer.average_decay, for instance 0.999, or teacher: base.",
         )
-    if distillation.teacher == "average" and recipe.parallel.zero_stage == 3:
-        yield RecipeError(
-            "a teacher that follows the average is not split over the data axis yet",
-            where=recipe.where("loss.distillation.teacher"),
-            found="zero_stage 3",
-            expected="zero_stage 0 to 2, or teacher: base",
-        )
 
 
 def stages_follow_each_other(recipe: Recipe) -> Violations:

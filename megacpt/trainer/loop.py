@@ -113,9 +113,13 @@ class Trainer:
     def record(self, step: int, result: StepResult, rate: float, tokens_per_second: float) -> StepRecord:
         """What is reported of step number `step` (from 0)."""
         domains = {
-            name: DomainLoss(loss=nll / num_tokens, tokens=num_tokens)
-            for name, (_, nll, num_tokens) in zip(self.loader.stream.names, result.domain_sums, strict=True)
-            if num_tokens
+            name: DomainLoss(
+                loss=sums.nll / sums.tokens,
+                tokens=sums.tokens,
+                divergence=None if sums.divergence is None else sums.divergence / sums.tokens,
+            )
+            for name, sums in zip(self.loader.stream.names, result.domain_sums, strict=True)
+            if sums.tokens
         }
         return StepRecord(
             step=step + 1,

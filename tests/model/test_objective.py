@@ -101,13 +101,26 @@ def test_a_given_buffer_collects_the_heads_gradient(distillation: Distillation |
 
 
 def test_domain_sums() -> None:
-    measured = objective()
-    measured((HIDDEN, HEAD), TARGETS)
+    measured = objective(distillation=Distillation(0.5, 2.0, (2,)))
+    measured.weight_factor = 4.0
+    measured((HIDDEN, HEAD, HIDDEN.flip(0), HEAD), TARGETS)
     by_row = nll().view(2, 5)
-    expected = torch.zeros(NUM_DOMAINS, 3, dtype=torch.float64)
+    teacher, student = ((states @ HEAD.T)[..., :VOCAB_SIZE].double() / 2.0 for states in (HIDDEN.flip(0), HIDDEN))
+    divergences = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    expected = torch.zeros(NUM_DOMAINS, 4, dtype=torch.float64)
     for row, domain in enumerate((0, 2)):
+        counted = LABELS[row] >= 0
+        divergence = divergences[row][counted].sum() if domain == 2 else torch.zeros(())
         expected[domain] = torch.stack(
-            [(WEIGHTS[row] * by_row[row]).sum(), by_row[row].sum(), (LABELS[row] >= 0).sum()]
+            [(WEIGHTS[row] * by_row[row]).sum(), by_row[row].sum(), counted.sum(), divergence]
         )
     torch.testing.assert_close(measured.domain_sums.double(), expected, rtol=1e-5, atol=1e-6)
     assert not measured.domain_sums.requires_grad
+
+
+def test_the_plain_cross_entropy_has_no_teacher() -> None:
+    measured = objective(z_loss=Z_LOSS, distillation=Distillation(0.5, 2.0, (0, 2)))
+    with measured.cross_entropy():
+        loss = measured((HIDDEN, HEAD, HIDDEN.flip(0), HEAD), TARGETS)
+    assert loss.item() == pytest.approx(weighted(nll()), rel=1e-5)
+    assert measured.distillation is not None and measured.z_loss == Z_LOSS

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from megacpt.model.objective import Distillation
 from megacpt.optim.adamw import Additions
 from tests.distributed import run_ranks
+from tests.long_form import cases
 from tests.parity import tiny
 from tests.parity.engines import train
 from tests.parity.runs import metrics_of, run_command, write_recipe
@@ -97,7 +100,16 @@ def test_a_taught_run_is_the_same_on_every_layout(tmp_path: Path) -> None:
             assert_same(run_ranks(world_size, train, folder, layout, **options, **variant), expected)
 
 
-def test_a_teacher_can_follow_the_average(tmp_path: Path) -> None:
+AVERAGED: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
+    "pipeline 2 x data 2": ((2, 1, 2), {}),
+    "data 2, ZeRO-3": ((1, 1, 2), {"zero_stage": 3}),
+    "data 2, ZeRO-2": ((1, 1, 2), {"zero_stage": 2}),
+}
+
+
+@pytest.mark.parametrize("layout", cases(AVERAGED, always=("pipeline 2 x data 2", "data 2, ZeRO-3")))
+def test_a_teacher_can_follow_the_average(layout: str, tmp_path: Path) -> None:
+    degrees, variant = AVERAGED[layout]
     folder = tiny.save_tiny_model("llama-tied", tmp_path)
     expected = slow_training(folder, folder, average_decay=0.6, weight=5.0)
     options: dict[str, Any] = dict(
@@ -106,7 +118,7 @@ def test_a_teacher_can_follow_the_average(tmp_path: Path) -> None:
         additions=Additions(average_decay=0.6),
         num_steps=NUM_STEPS,
     )
-    assert_same(run_ranks(4, train, folder, (2, 1, 2), **options), expected)
+    assert_same(run_ranks(math.prod(degrees), train, folder, degrees, **options, **variant), expected)
 
 
 def test_a_resume_has_the_same_teacher(tmp_path: Path) -> None:
@@ -121,3 +133,6 @@ def test_a_resume_has_the_same_teacher(tmp_path: Path) -> None:
     first, second = metrics_of(recipe, "plain"), metrics_of(recipe)[:2]
     assert first[0]["loss"] == second[0]["loss"], "a teacher that is the model itself says nothing yet"
     assert first[1]["grad_norm"] != second[1]["grad_norm"]
+    distances = [step["domains"]["new"]["divergence"] for step in metrics_of(recipe)]
+    assert abs(distances[0]) < 1e-6 < distances[1] < distances[-1]
+    assert not any("divergence" in domain for step in (*first, second[0]) for domain in [step["domains"]["old"]])

@@ -139,6 +139,20 @@ def test_mistakes_are_answered(
     assert said.count("\n") == 1
 
 
+def test_what_a_run_inserted_is_what_is_looked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [{"position": position, "step": 1, "row": 0, "column": 3} for position in (0, 399, 400)]
+    probe = Probe.model_validate({"name": "canary", "tokens": KNOWN, "places": places})
+    assert [measure(folder, [probe], PREFIX, seen_tokens=tokens)[0].seen for tokens in (0, 400, None)] == [0, 2, None]
+    run = write_run(tmp_path / "run")
+    save_checkpoint(run, 4)
+    assert cli.main(["probe", str(run)]) == USER_ERROR
+    assert "insertions.jsonl" in capsys.readouterr().err
+    assert cli.main(["probe", str(folder)]) == USER_ERROR
+    assert "--probes: a model alone does not say what to look for" in capsys.readouterr().err
+
+
 def test_a_file_of_probes_may_have_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     path.write_text('{"name": "a", "text": "x", "prefix_tokens": 3}\n\n{"name": "b", "tokens": [1, 2]}\n')

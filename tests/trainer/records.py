@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megacpt.engine.engine import Acceptable, StepResult
+from megacpt.engine.engine import Acceptable, DomainSums, StepResult
 from megacpt.evaluate.evaluator import EvaluationInterrupted
 from megacpt.observe.record import EvaluationRecord, StepRecord
 from megacpt.parallel.fragments import Held
@@ -29,7 +29,10 @@ class NotingEngine:
         self.events.append(("train", *micro_batches, learning_rate))
         self.random_numbers.append(torch.rand(()).item())
         return StepResult(
-            loss=micro_batches[0], grad_norm=0.5, skipped=False, domain_sums=[(3.0, 6.0, 4), (0.0, 0.0, 0)]
+            loss=micro_batches[0],
+            grad_norm=0.5,
+            skipped=False,
+            domain_sums=[DomainSums(3.0, 6.0, 4), DomainSums(0.0, 0.0, 0)],
         )
 
     def counters(self) -> dict[str, int]:

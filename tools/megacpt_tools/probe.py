@@ -12,7 +12,7 @@ import argparse
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,23 @@ from megacpt.continual.recall import exposure, recalled_tokens
 from megacpt.errors import DataError
 
 RECORDS = "probes.jsonl"
+INSERTED = "insertions.jsonl"
+"""What a run inserted, and where: a file of probes."""
 PREFIX_TOKENS = 32
 """Given of each text; of texts with fewer than twice as many, the first half."""
 BATCH_TOKENS = 4096
 """Tokens in one forward."""
 
-COLUMNS = ("probe", "given", "recalled", "loss", "exposure")
+COLUMNS = ("probe", "seen", "given", "recalled", "loss", "exposure")
 """Of what `rows_of` gives."""
 
 Text = str | tuple[NonNegativeInt, ...]
+
+
+class Place(BaseModel):
+    """Where a text was inserted into the stream: after so many tokens of the run; what else is said is not needed."""
+
+    position: NonNegativeInt
 
 
 class Probe(BaseModel):
@@ -44,7 +52,7 @@ class Probe(BaseModel):
         siblings: texts of the same form in no training data, or the number of random continuations to draw: for
             canaries that were drawn so themselves.
         group: what it is drawn with in a report, say "16 times"; None: by itself.
-        places: where it was inserted, in a run's insertions.jsonl; for people.
+        places: where a run has read it, as its insertions.jsonl says.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,7 +63,7 @@ class Probe(BaseModel):
     prefix_tokens: PositiveInt | None = None
     siblings: NonNegativeInt | tuple[Text, ...] = 0
     group: str | None = None
-    places: tuple[dict[str, int], ...] = ()
+    places: tuple[Place, ...] = ()
 
     @model_validator(mode="after")
     def _is_text_or_tokens(self) -> Probe:
@@ -84,6 +92,7 @@ class Finding:
         prefix_tokens: that were given.
         tokens: that follow them.
         recalled: of which the model would write so many before it first departs.
+        seen: how often the run had read it; None: it was not inserted, or this is no run's.
         loss: the mean nll of the tokens that follow, in nats.
         exposure: in bits (`megacpt.continual.recall.exposure`); None: without siblings.
         most_exposure: the most that there could be: log2 of the number of candidates.
@@ -95,6 +104,7 @@ class Finding:
     tokens: int
     recalled: int
     loss: float
+    seen: int | None = None
     exposure: float | None = None
     most_exposure: float | None = None
 
@@ -104,7 +114,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a run (its newest checkpoint), a checkpoint or a Hugging Face folder"
     )
-    parser.add_argument("--probes", type=Path, required=True, metavar="FILE", help="jsonl: name, text or tokens, ...")
+    parser.add_argument(
+        "--probes", type=Path, metavar="FILE", help="jsonl: name, text or tokens, ... (default: what the run inserted)"
+    )
     parser.add_argument("--prefix-tokens", type=int, default=PREFIX_TOKENS, metavar="N", help="given of each text (32)")
     parser.add_argument("--base", type=Path, metavar="MODEL", help="measure the base model too, for the run's report")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write what was found as JSON")
@@ -117,18 +129,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.prefix_tokens < 1:
         raise DataError("a probe gives at least one token", where="--prefix-tokens", found=arguments.prefix_tokens)
-    probes = read_probes(arguments.probes)
     if (arguments.model / "config.json").is_file():
-        found = measure(arguments.model, probes, arguments.prefix_tokens)
+        if arguments.probes is None:
+            raise DataError(
+                "a model alone does not say what to look for", where="--probes", expected="a file of probes"
+            )
+        found = measure(arguments.model, read_probes(arguments.probes), arguments.prefix_tokens)
     else:
         checkpoint = find_checkpoint(arguments.model)
-        run_folder = checkpoint.parent.parent
+        run_folder, tokens = checkpoint.parent.parent, int(read_state(checkpoint)["tokens"])
+        probes = read_probes(arguments.probes or run_folder / INSERTED)
         if arguments.base:
-            keep(run_folder, 0, measure(arguments.base, probes, arguments.prefix_tokens))
+            keep(run_folder, 0, measure(arguments.base, probes, arguments.prefix_tokens, seen_tokens=0))
         with tempfile.TemporaryDirectory(dir=run_folder, prefix="probe-") as temporary:
             export(checkpoint, Path(temporary) / "model")
-            found = measure(Path(temporary) / "model", probes, arguments.prefix_tokens)
-        keep(run_folder, int(read_state(checkpoint)["tokens"]), found)
+            found = measure(Path(temporary) / "model", probes, arguments.prefix_tokens, seen_tokens=tokens)
+        keep(run_folder, tokens, found)
     show(found)
     if arguments.output:
         arguments.output.write_bytes(orjson.dumps([asdict(finding) for finding in found], option=orjson.OPT_INDENT_2))
@@ -162,13 +178,16 @@ def read_probes(path: Path) -> list[Probe]:
     return list(probes.values())
 
 
-def measure(model_folder: Path, probes: Sequence[Probe], prefix_tokens: int = PREFIX_TOKENS) -> list[Finding]:
+def measure(
+    model_folder: Path, probes: Sequence[Probe], prefix_tokens: int = PREFIX_TOKENS, seen_tokens: int | None = None
+) -> list[Finding]:
     """What a model knows of each probe.
 
     Args:
         model_folder: a Hugging Face folder, with a tokenizer if a probe is text.
         probes: texts.
         prefix_tokens: given of those that do not say so themselves.
+        seen_tokens: of its run, that the model was trained on; None: it is no run's.
 
     Raises:
         DataError: a text is too short, too long for the model, or its tokens are not the model's.
@@ -186,7 +205,13 @@ def measure(model_folder: Path, probes: Sequence[Probe], prefix_tokens: int = PR
     # Most CPUs multiply bf16 many times more slowly than fp32.
     device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).to(device).eval()
-    return [_find(probe, *encoded, model) for probe, encoded in zip(probes, texts, strict=True)]
+    findings = []
+    for probe, encoded in zip(probes, texts, strict=True):
+        found = _find(probe, *encoded, model)
+        if probe.places and seen_tokens is not None:
+            found = replace(found, seen=sum(place.position < seen_tokens for place in probe.places))
+        findings.append(found)
+    return findings
 
 
 def _encoded(probe: Probe, prefix_tokens: int, config: Any, tokenizer: Any) -> tuple[list[int], list[list[int]], int]:
@@ -275,10 +300,11 @@ def show(found: Sequence[Finding]) -> None:
 
 
 def rows_of(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Findings in words: name, tokens given, recalled of how many, nats per token, bits of how many."""
+    """Findings in words: name, times seen, tokens given, recalled of how many, nats per token, bits of how many."""
     return [
         [
             probe["name"],
+            "" if probe["seen"] is None else str(probe["seen"]),
             str(probe["prefix_tokens"]),
             f"{probe['recalled']} of {probe['tokens']}",
             f"{probe['loss']:.4f}",

@@ -112,8 +112,8 @@ def fused_linear_replay_cross_entropy(
         grad_head_VD=grad_head_VD,
         teacher=teacher,
     )
-    loss, nll_T = cast(tuple[Tensor, Tensor], _FusedLoss.apply(hidden_TD, head_VD, plan))
-    return LossOutput(loss, nll_T, task.domain_sums(nll_T, domains_T, num_domains))
+    loss, nll_T, divergence_T = cast(tuple[Tensor, Tensor, Tensor | None], _FusedLoss.apply(hidden_TD, head_VD, plan))
+    return LossOutput(loss, nll_T, task.domain_sums(nll_T, domains_T, num_domains), divergence_T)
 
 
 def _check_teacher(teacher: Teacher, hidden_TD: Tensor, head_VD: Tensor) -> None:
@@ -147,16 +147,16 @@ class _FusedLoss(torch.autograd.Function):
     """Makes both gradients in the forward; the backward multiplies them by what comes from above."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, Tensor | None]:
         with torch.autocast(hidden_TD.device.type, enabled=False):
             ctx.run = run = _Run(hidden_TD, head_VD, plan)
             run.all_chunks()
-        ctx.mark_non_differentiable(run.nll_T)
-        return run.loss_T.sum(), run.nll_T
+        ctx.mark_non_differentiable(run.nll_T, *(() if run.divergence_T is None else (run.divergence_T,)))
+        return run.loss_T.sum(), run.nll_T, run.divergence_T
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, grad_nll_T: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None]:
         run: _Run | None = ctx.run
         if run is None:
             raise RuntimeError("the gradients were made in the forward, and an earlier backward has taken them")
@@ -190,14 +190,16 @@ class _Comparison:
         stats_C5 = divergence.statistics(student_CV, self.logits_CV, self.objective, self.temperature)
         self.gathering = Gathering(task.exchange, stats_C5)
 
-    def close(self, student_CV: Tensor, *, is_differentiated: bool) -> Tensor:
-        """The rows' weighted divergences; their gradient takes the place of the teacher's logits."""
+    def close(self, student_CV: Tensor, *, is_differentiated: bool) -> tuple[Tensor, Tensor]:
+        """The rows' divergences, 0 where they have no weight, and their part in the loss, whose gradient takes the
+        place of the teacher's logits."""
         predictions = divergence.combine(self.gathering.wait())
         if is_differentiated:
             divergence.differentiate(
                 student_CV, self.logits_CV, self.factors_C, predictions, self.objective, self.temperature
             )
-        return self.factors_C * self.temperature**2 * predictions.divergence_T
+        divergence_C = predictions.divergence_T.where(self.factors_C != 0, 0)
+        return divergence_C, self.factors_C * self.temperature**2 * divergence_C
 
 
 class _Run:
@@ -212,6 +214,7 @@ class _Run:
         self.scan_writes = self.is_differentiated and not self.task.objective.label_smoothing and plan.teacher is None
         self.nll_T = torch.zeros_like(self.task.weights_T)
         self.loss_T = torch.zeros_like(self.task.weights_T)
+        self.divergence_T = None if plan.teacher is None else torch.zeros_like(self.task.weights_T)
         self.grad_hidden_TD: Tensor | None = None
         if plan.wants_hidden:
             self.grad_hidden_TD = torch.zeros_like(hidden_TD, dtype=self.head_VD.dtype)
@@ -255,7 +258,10 @@ class _Run:
         results = task.combine(chunk.gathering.wait(), logits_CV if self.scan_writes else None)
         self.nll_T[chunk.rows], self.loss_T[chunk.rows] = results.nll, results.loss
         if chunk.comparison is not None:
-            self.loss_T[chunk.rows] += chunk.comparison.close(logits_CV, is_differentiated=self.is_differentiated)
+            divergence_C, loss_C = chunk.comparison.close(logits_CV, is_differentiated=self.is_differentiated)
+            self.loss_T[chunk.rows] += loss_C
+            assert self.divergence_T is not None
+            self.divergence_T[chunk.rows] = divergence_C
         if not self.is_differentiated:
             return
         scale_C1 = results.scale[:, None]

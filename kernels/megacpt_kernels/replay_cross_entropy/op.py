@@ -35,6 +35,9 @@ class LossOutput(NamedTuple):
     """-log p(label) of each row, free of weight, smoothing and z-loss; 0 where the label is ignored."""
     domain_sums: Tensor
     """[num_domains, 3]: per domain the sums of weight * nll, of nll, and of 1, over the rows whose label counts."""
+    divergence_T: Tensor | None = None
+    """KL(teacher || student) of each row at the teacher's temperature, 0 where the teacher has no weight; None: there
+    is no teacher."""
 
 
 def replay_cross_entropy(

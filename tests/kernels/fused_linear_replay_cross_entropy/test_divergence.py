@@ -38,7 +38,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Teacher]:
 
 
 def expected(dtype: torch.dtype, variant: dict[str, float]) -> list[Tensor]:
-    """Loss, gradient of hidden, gradient of the head."""
+    """Loss, divergences, gradient of hidden, gradient of the head."""
     hidden, head, labels, weights, teacher = inputs()
     hidden, head = hidden.to(dtype).requires_grad_(), head.to(dtype).requires_grad_()
     scale, cap = variant.get("logit_scale", 1.0), variant.get("softcap", 0.0)
@@ -56,7 +56,8 @@ def expected(dtype: torch.dtype, variant: dict[str, float]) -> list[Tensor]:
         (student / temperature).log_softmax(1), (target / temperature).log_softmax(1), reduction="none", log_target=True
     ).sum(1)
     loss = (losses * weights).sum() + temperature**2 * (divergences * teacher.weights_T).sum()
-    return [loss.detach(), *torch.autograd.grad(loss, (hidden, head))]
+    divergences = divergences * (teacher.weights_T != 0)
+    return [loss.detach(), divergences.detach(), *torch.autograd.grad(loss, (hidden, head))]
 
 
 def computed(variant: dict[str, float], exchange: Exchange | None = None, **options: Any) -> list[Tensor]:
@@ -66,10 +67,11 @@ def computed(variant: dict[str, float], exchange: Exchange | None = None, **opti
     teacher = teacher._replace(head_VD=teacher.head_VD.chunk(size)[rank], temperature=variant.get("temperature", 1.0))
     options |= {key: value for key, value in variant.items() if key != "temperature"}
     options |= {"vocab_size": VOCAB_SIZE, "vocab_start": rank * len(head), "chunk_tokens": 8, "kernel": "reference"}
-    loss = fused_linear_replay_cross_entropy(
+    output = fused_linear_replay_cross_entropy(
         hidden, head, labels, weights, teacher=teacher, exchange=exchange, **options
-    ).loss
-    return [loss.detach(), *torch.autograd.grad(loss, (hidden, head))]
+    )
+    assert output.divergence_T is not None
+    return [output.loss.detach(), output.divergence_T, *torch.autograd.grad(output.loss, (hidden, head))]
 
 
 def assert_as_accurate(results: list[Tensor], variant: dict[str, float]) -> None:
@@ -91,10 +93,10 @@ def test_loss_and_gradients(variant: dict[str, float]) -> None:
 def test_slices_of_the_vocabulary(size: int) -> None:
     variant = VARIANTS["all"]
     results = on_ranks(size, lambda exchange: computed(variant, exchange))
-    hidden_gradient = torch.stack([hidden for _, hidden, _ in results]).sum(0)
-    head_gradient = torch.cat([head for _, _, head in results])
-    for loss, _, _ in results:
-        assert_as_accurate([loss, hidden_gradient, head_gradient], variant)
+    hidden_gradient = torch.stack([hidden for _, _, hidden, _ in results]).sum(0)
+    head_gradient = torch.cat([head for *_, head in results])
+    for loss, divergences, *_ in results:
+        assert_as_accurate([loss, divergences, hidden_gradient, head_gradient], variant)
 
 
 def test_a_teacher_that_is_the_student_changes_nothing() -> None:

@@ -189,6 +189,20 @@ def training_loss(run: RunRecords) -> Spec:
     return spec
 
 
+def divergence(run: RunRecords) -> Spec:
+    """How far each taught domain's predictions are from the teacher's."""
+    rows: list[Row] = []
+    for domain in run.roles:
+        points = [
+            (step["tokens"], _number(step["domains"][domain]["divergence"]))
+            for step in run.steps
+            if "divergence" in step["domains"].get(domain, {})
+        ]
+        thin = thinned([tokens for tokens, _ in points], [value for _, value in points])
+        rows += [{"tokens": tokens, "domain": domain, "divergence": value} for tokens, value in thin]
+    return _series(rows, _TOKENS, "divergence", "domain", list(run.roles), title="nats per token", format=".4f")
+
+
 def mixture(run: RunRecords) -> Spec:
     """Each domain's share of the tokens, as it was trained."""
     shares: dict[str, list[float]] = {name: [] for name in run.roles}

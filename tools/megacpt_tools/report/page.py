@@ -218,6 +218,10 @@ def _sections(page: Page, run: RunRecords) -> Any:
         text = "Thick: the loss of each step. Thin: the mean over all tokens so far, each before it was trained on."
         chart = page.chart("training", "", "Unweighted training loss of each domain.", charts.training_loss(run))
         yield _section("Training", text, chart)
+        if any("divergence" in domain for domain in run.steps[-1]["domains"].values()):
+            text = "KL(teacher || model) on the text that is taught, in nats per token. The loss holds it down."
+            chart = page.chart("divergence", "", "Mean of each domain's tokens in a step.", charts.divergence(run))
+            yield _section("Distance from the teacher", text, chart)
         yield _section(
             "How it was trained",
             "",
