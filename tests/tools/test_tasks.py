@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from megacpt.errors import LaunchError
+from megacpt.observe.sinks import read_json_lines
+from megacpt_tools import cli
 from megacpt_tools.report.records import RunRecords
 from megacpt_tools.tasks import RECORDS, measure, scores_of
+from tests.checkpoint.states import save_checkpoint
 from tests.tools.report_runs import write_run
 
 RESULTS = {
@@ -46,6 +49,25 @@ def test_a_program_measures_a_model(tmp_path: Path) -> None:
 def test_a_program_that_is_missing_is_named() -> None:
     with pytest.raises(LaunchError, match=r"not installed .*no-such-program"):
         measure("no-such-program {model}", Path(), "", Path())
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, program = write_run(tmp_path / "run", config={"model_type": "llama"}), tmp_path / "program.py"
+    save_checkpoint(run, 4, dtype="float32")
+    program.write_text(
+        "import json, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[3])\n"
+        "folder.mkdir()\n"
+        "results = {task: {'acc': len(task) / 9} for task in sys.argv[2].split(',')}\n"
+        "(folder / 'found.json').write_text(json.dumps({'results': results}))\n"
+    )
+    command = ["tasks", str(run), "--base", str(tmp_path), "--command"]
+    command += [f"{sys.executable} {program} {{model}} {{tasks}} {{output}}", "--tasks"]
+    for tasks in ("arc", "arc,triviaqa", "triviaqa"):
+        assert cli.main([*command, tasks]) == 0
+    found = [(line["tokens"], set(line["scores"])) for line in read_json_lines(run / RECORDS)]
+    assert found == [(0, {"arc"}), (400, {"arc"}), (0, {"triviaqa"}), (400, {"triviaqa"})]
+    assert capsys.readouterr().out.splitlines()[-1] == "400 tokens: measured before"
 
 
 def test_the_report_draws_them(tmp_path: Path) -> None:

@@ -40,20 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
     from megacpt.observe.sinks import read_json_lines
 
     records = arguments.run_folder / RECORDS
-    done = {line["tokens"] for line in read_json_lines(records)}
-    tokens = int(read_state(find_checkpoint(arguments.run_folder))["tokens"])
+    done = {(line["tokens"], task) for line in read_json_lines(records) for task in line.get("asked", line["scores"])}
+    checkpoint = find_checkpoint(arguments.run_folder)
+    tokens = int(read_state(checkpoint)["tokens"])
     with tempfile.TemporaryDirectory(dir=arguments.run_folder, prefix="tasks-") as temporary:
-        models = {0: arguments.base} if arguments.base else {}
-        if tokens not in done:
-            models[tokens] = Path(temporary) / "model"
-            export(arguments.run_folder, models[tokens])
-        for position, model in models.items():
-            if position in done:
+        exported = Path(temporary) / "model"
+        for position, model in (*([(0, arguments.base)] if arguments.base else []), (tokens, exported)):
+            asked = [task for task in arguments.tasks.split(",") if (position, task) not in done]
+            if not asked:
+                print(f"{position:,} tokens: measured before")
                 continue
-            output = Path(temporary) / f"results-{position}"
-            scores = measure(arguments.command, model, arguments.tasks, output)
+            if model is exported:
+                export(checkpoint, exported)
+            scores = measure(arguments.command, model, ",".join(asked), Path(temporary) / f"results-{position}")
             with records.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"tokens": position, "scores": scores}) + "\n")
+                file.write(json.dumps({"tokens": position, "asked": asked, "scores": scores}) + "\n")
             print(f"{position:,} tokens: " + ", ".join(f"{task} {score:.4f}" for task, score in scores.items()))
     return 0
 
