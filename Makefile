@@ -21,6 +21,8 @@ TESTS ?=
 
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
+# Without bytecode every process compiles the sources of torch and transformers anew: some ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The stamp's name is a digest of what the environment was made from, so a change makes it anew.
 CONSTRAINTS := requirements/constraints.txt

@@ -11,6 +11,7 @@ for _name, _value in {
     "DS_ACCELERATOR": "cpu",
     "GLOO_SOCKET_IFNAME": "lo",
     "HF_HUB_OFFLINE": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # the fork server has to be single-threaded
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }.items():

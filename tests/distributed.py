@@ -24,19 +24,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# Submodules are named where their package loads them lazily: what is missing here is imported anew by every rank.
-PRELOADED = [
-    "torch._dynamo",
-    "transformers.modeling_utils",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.llama.modeling_llama",
-    "deepspeed.pipe",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.runtime.zero.muon.original_muon",
-]
-
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOADED)
+_context.set_forkserver_preload(["tests.preload"])
 
 
 class RankFailure(AssertionError):

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
-from pyarrow import compute, dataset
+from pyarrow import compute
 
 from megacpt.errors import DataError
 
@@ -75,6 +75,8 @@ class Where:
         for place, name in enumerate(self.names):
             if pyarrow.types.is_temporal(columns.schema.field(name).type):
                 columns = columns.set_column(place, name, columns.column(name).cast(pyarrow.string()))
+        from pyarrow import dataset  # brings pandas with it, a second that only who has a condition has to wait
+
         try:
             scanner = dataset.Scanner.from_batches(
                 columns.to_batches(), schema=columns.schema, columns={"kept": self.expression}, use_threads=False
