@@ -110,16 +110,16 @@ def parse_seconds(value: str | float) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """A time to the precision that a reader wants: 0.25 -> "250ms", 93 -> "1min 33s", 93_784 -> "1d 2h"."""
+    """A time to the precision that a reader wants: 0.25 -> "250ms", 93 -> "1min 33s", 3_648 -> "1h"."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     left = round(seconds)
-    parts = []
+    parts: list[tuple[int, str]] = []
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, length)
-        if count:
-            parts.append(f"{count}{unit}")
-    return " ".join(parts[:2])
+        if count or parts:
+            parts.append((count, unit))
+    return " ".join(f"{count}{unit}" for count, unit in parts[:2] if count)
 
 
 def counted(number: float, what: str) -> str:

@@ -119,4 +119,4 @@ def _show(console: Console, title: str, rows: Sequence[Row]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
     for name, verdict, text in rows:
         table.add_row(Text(name, "cyan"), Text(verdict, STYLES[verdict]), Text(text))
-    console.print(table)
+    console.print(table, "")

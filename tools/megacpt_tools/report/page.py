@@ -271,9 +271,10 @@ def _comparison(page: Page, runs: Sequence[RunRecords]) -> dict[str, Any]:
 
 
 def _at_equal(runs: Sequence[RunRecords], domains: Sequence[str], unit: str) -> dict[str, Any]:
-    """Every run's changes from its base at the most tokens, or FLOPs, that all have spent."""
+    """Every run's changes from its base at the most tokens, or FLOPs, after which all were evaluated."""
     costs = [1.0 if unit == "tokens" else run.flops_per_token or math.nan for run in runs]
-    common = min(run.tokens * cost for run, cost in zip(runs, costs, strict=True))
+    measured = (run.evaluations[-1].tokens if run.evaluations else run.tokens for run in runs)
+    common = min(tokens * cost for tokens, cost in zip(measured, costs, strict=True))
     rows = []
     for run, cost in zip(runs, costs, strict=True):
         changes = (
