@@ -171,3 +171,12 @@ def test_a_launchers_mistake_is_a_user_error(
     monkeypatch.delenv("RANK", raising=False)
     assert cli.main(["--recipe", str(recipe)]) == USER_ERROR
     assert capsys.readouterr().err == "error: nobody came\n"
+
+
+def test_what_a_run_writes_is_nobody_else_s_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    before = os.umask(0)
+    try:
+        assert cli.main(["--recipe", "absent"]) == USER_ERROR
+    finally:
+        left = os.umask(before)
+    assert left == 0o002
