@@ -105,16 +105,12 @@ def after() -> Any:
     return learn
 
 
-def test_a_teacher_and_reptile_keep_more_of_the_old(after: Any) -> None:
+def test_replay_a_teacher_and_reptile_keep_more_of_the_old(after: Any) -> None:
     old, new = after()
     taught_old, taught_new = after(taught=True)
     assert taught_old < old - 0.5 and taught_new < new + 0.5
     reptile_old, reptile_new = after(additions=Additions(reptile=Reptile(5, 0.5)))
     assert reptile_old < old - 0.1 and reptile_new < new + 0.5
-
-
-def test_replay_keeps_more_of_the_old(after: Any) -> None:
-    old, new = after()
     replayed_old, replayed_new = after(replay=True)
     assert replayed_old < old - 0.5 and replayed_new < new + 0.3
 
