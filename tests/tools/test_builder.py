@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from megacpt.data.corpus import open_corpus
 from megacpt.data.manifest import Manifest, verify
@@ -368,7 +370,9 @@ def test_slices_joined_hold_what_one_build_holds(
 ) -> None:
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 500)
     (tmp_path / "second.txt").write_text("another file\n")
-    files = [jsonl, tmp_path / "second.txt"]
+    rows = pyarrow.table({"text": [f"row {number}" for number in range(60)], "number": range(60)})
+    parquet.write_table(rows, tmp_path / "third.parquet", row_group_size=7)
+    files = [jsonl, tmp_path / "second.txt", tmp_path / "third.parquet"]
     options: dict[str, Any] = {"held_out_fraction": 0.2, "keep_columns": ("number",)}
     build_shards(files, bpe_folder, tmp_path / "whole", **options)
     for index in (2, 0):

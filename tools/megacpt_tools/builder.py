@@ -676,11 +676,14 @@ def _blocks_of_slice(sources: Sequence[Source], options: BuildOptions) -> Iterat
 
     for number, source in enumerate(sources):
         offset = sum(sizes[:number])
-        if not source.is_seekable and not is_mine(offset):
+        if not source.is_divisible and not is_mine(offset):
             continue
-        for block in read_blocks(source, options.text_key, options.documents, options.read_columns):
-            if is_mine(offset + (block.begin if source.is_seekable else 0)):
-                yield number, block
+
+        def is_wanted(begin: int, offset: int = offset) -> bool:
+            return is_mine(offset + begin)
+
+        for block in read_blocks(source, options.text_key, options.documents, options.read_columns, is_wanted):
+            yield number, block
 
 
 def _sampled_texts(sources: Sequence[Source], options: BuildOptions) -> Iterator[str]:

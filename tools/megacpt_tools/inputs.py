@@ -20,9 +20,10 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -73,6 +74,11 @@ class Source:
     def is_seekable(self) -> bool:
         """Whether its blocks are byte ranges that can be read in any order."""
         return self.kind in _JSON_LINES and PurePosixPath(self.path).suffix not in _COMPRESSIONS
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether a part can be read without what is before it: byte ranges, or row groups."""
+        return self.is_seekable or self.kind == ".parquet"
 
 
 @dataclass(frozen=True)
@@ -272,8 +278,16 @@ def other_files(paths: Sequence[str | os.PathLike[str]]) -> Counter[str]:
     return Counter(file.suffix or "without a suffix" for file in below if _kind(file.name) is None)
 
 
-def read_blocks(source: Source, text_key: str, border: DocumentBorder, columns: Sequence[str] = ()) -> Iterator[Block]:
+def read_blocks(
+    source: Source,
+    text_key: str,
+    border: DocumentBorder,
+    columns: Sequence[str] = (),
+    is_wanted: Callable[[int], bool] = lambda begin: True,
+) -> Iterator[Block]:
     """The source as blocks, in order; memory does not grow with it.
+
+    Of a source that is divisible, only parts whose `begin` is wanted.
 
     Raises:
         DataError: a damaged file, a table without the text's column, or a document of more than 256 MiB.
@@ -282,10 +296,11 @@ def read_blocks(source: Source, text_key: str, border: DocumentBorder, columns: 
     if kind == HUB_DATASET:
         yield from _read_dataset(source, text_key, columns)
     elif kind == ".parquet":
-        yield from _read_parquet(source, text_key, columns)
+        yield from _read_parquet(source, text_key, columns, is_wanted)
     elif source.is_seekable:
         for begin in range(0, source.size_bytes, BLOCK_BYTES):
-            yield JsonLines(path, begin, min(begin + BLOCK_BYTES, source.size_bytes))
+            if is_wanted(begin):
+                yield JsonLines(path, begin, min(begin + BLOCK_BYTES, source.size_bytes))
     elif border == "file" and kind in _PLAIN_TEXT:
         yield PlainText(path, 0, source.size_bytes, border)
     else:
@@ -426,7 +441,10 @@ def _cut(file: BinaryIO, path: str, *, at_blank_lines: bool) -> Iterator[bytes]:
         num_bytes += len(data)
 
 
-def _read_parquet(source: Source, text_key: str, columns: Sequence[str]) -> Iterator[Block]:
+def _read_parquet(
+    source: Source, text_key: str, columns: Sequence[str], is_wanted: Callable[[int], bool]
+) -> Iterator[Block]:
+    """What is wanted is decided for each row group, by its place among the rows."""
     import pyarrow
     from pyarrow import parquet
 
@@ -437,12 +455,17 @@ def _read_parquet(source: Source, text_key: str, columns: Sequence[str]) -> Iter
         ):
             _check_column(text_key, file.schema_arrow.names, source.path)
             names = [name for name in dict.fromkeys([text_key, *columns]) if name in file.schema_arrow.names]
-            num_rows, begin = 0, 0
-            for batch in file.iter_batches(_ROWS, columns=names):
-                num_rows += batch.num_rows
-                end = source.size_bytes * num_rows // file.metadata.num_rows
-                yield Rows(source.path, begin, end, pyarrow.Table.from_batches([batch]))
-                begin = end
+            ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
+
+            def place(num_rows: int) -> int:
+                return source.size_bytes * num_rows // max(file.metadata.num_rows, 1)
+
+            for group, num_rows in enumerate([0, *ends[:-1]]):
+                if not is_wanted(place(num_rows)):
+                    continue
+                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=names):
+                    begin, num_rows = num_rows, num_rows + batch.num_rows
+                    yield Rows(source.path, place(begin), place(num_rows), pyarrow.Table.from_batches([batch]))
     except pyarrow.ArrowException as error:
         raise DataError("the file cannot be read as parquet", where=source.path, found=error) from None
 
