@@ -34,7 +34,7 @@ class Outcome:
         """From a run folder."""
         run = RunRecords.read(folder)
         tokens = {
-            name: sum(step["domains"].get(name, {"tokens": 0})["tokens"] for step in run.steps) for name in run.curves
+            name: sum(step["domains"].get(name, {"tokens": 0})["tokens"] for step in run.steps) for name in run.roles
         }
         total = sum(tokens.values())
         return cls(arm, seed, {name: count / total for name, count in tokens.items()}, run.curves)
