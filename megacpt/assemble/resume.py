@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
 from megacpt.checkpoint.intact import first_intact
@@ -162,7 +164,7 @@ def check_continues(resolved: Resolved, checkpoint: Path, accepted: tuple[str, .
     current = resolved.recipe.model_dump(mode="json", exclude={"logging"})
     changes = [
         f"{key}: {before!r} then, {now!r} in {resolved.recipe.where(key)}"
-        for key, before, now in _differences(saved["recipe"], current)
+        for key, before, now in _differences(_completed(saved["recipe"]), current)
         if not any(_matches(key, pattern) for pattern in (*FREE, *accepted))
     ]
     if changes:
@@ -172,6 +174,14 @@ def check_continues(resolved: Resolved, checkpoint: Path, accepted: tuple[str, .
             hint="Use the checkpoint's own values, start a new run from its export, or accept with --accept KEY.",
         )
     return saved
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's recipe, with the defaults of keys that the version which wrote it did not have."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json", exclude={"logging"})
+    except ValidationError:  # keys that are no more: the differences name them
+        return recipe
 
 
 def _spelled(layout: Mapping[str, int]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from megacpt.assemble.data import plan
 from megacpt.assemble.resume import FREE, check_continues, choose_checkpoint, continued_history, run_folder, state
 from megacpt.checkpoint.channel import Channel
+from megacpt.checkpoint.folder import STATE
 from megacpt.data.history import CorpusRecord, History, Settings
 from megacpt.errors import CheckpointError
 from megacpt.recipe import Resolved
@@ -103,6 +104,16 @@ def test_other_keys_accept_nothing(accepted: str, tmp_path: Path) -> None:
     checkpoint = save(tmp_path, resolved(tmp_path))
     with pytest.raises(CheckpointError, match=r"lr\.peak"):
         check_continues(resolved(tmp_path, "lr.peak=2e-3"), checkpoint, (accepted,))
+
+
+def test_a_key_that_the_checkpoint_does_not_know_stands_for_its_default(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, resolved(tmp_path))
+    state = json.loads((checkpoint / STATE).read_text())
+    del state["recipe"]["data"]["packing"], state["recipe"]["loss"]["z_loss"]
+    (checkpoint / STATE).write_text(json.dumps(state))
+    check_continues(resolved(tmp_path), checkpoint)
+    with pytest.raises(CheckpointError, match=r"loss\.z_loss: 0\.0 then, 0\.1"):
+        check_continues(resolved(tmp_path, "loss.z_loss=0.1"), checkpoint)
 
 
 def test_another_layout_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
