@@ -107,7 +107,7 @@ class Console:
         self._print(line)
         if record.alignment:
             cosines = (f"{name} {cosine.whole:+.3f}" for name, cosine in record.alignment.items())
-            self._print(Text(f"cosine of gradients, new text and  {'  '.join(cosines)}"))
+            self._print(Text(f"cosine with the gradient of new text  {'  '.join(cosines)}"))
 
     def rewind(self, step: int) -> None:
         """Nothing: what is on the screen stays there; the log says that the run was taken back."""
