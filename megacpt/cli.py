@@ -11,8 +11,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from megacpt import __version__
 from megacpt.assemble.schedule import schedule
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 KEYBOARD_INTERRUPT = 130
 _NUM_RATES = 200
+_SILENT_SECONDS = 10.0
+"""How long a rank with an error waits for rank 0 to have said the same."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -141,6 +144,32 @@ def _train(arguments: argparse.Namespace) -> int:
         world = join_world()
         try:
             is_finished = run(resolved, world, Start(arguments.resume, tuple(arguments.accept), signalled, end))
+        except Exception as error:
+            if world.owns_processes and world.world_size > 1:
+                _leave_at_once(error, signalled)
+            raise
         finally:
             leave_world(world)
     return 0 if is_finished else INTERRUPTED
+
+
+def _leave_at_once(error: Exception, signalled: Callable[[], bool]) -> NoReturn:
+    """Say what was wrong and end this process, one of many, as it stands.
+
+    An orderly exit waits for the collectives that this rank has begun, and there the others wait for it, for as long
+    as the watchdog lets them; a launcher ends them once one rank is gone. Most of a user's mistakes are met by all
+    ranks together: then rank 0 says it, and its end brings the others a signal.
+    """
+    from megacpt.observe.log import logger
+
+    if isinstance(error, MegacptError):
+        end = time.monotonic() + (_SILENT_SECONDS if os.environ["RANK"] != "0" else 0.0)
+        while time.monotonic() < end and not signalled():
+            time.sleep(0.1)
+        if not signalled() or os.environ["RANK"] == "0":
+            logger().error("%s", error)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(USER_ERROR if isinstance(error, MegacptError) else 1)

@@ -27,7 +27,7 @@ from megacpt.evaluate.base_loss import check_base_loss
 from megacpt.evaluate.evaluator import Evaluator
 from megacpt.observe.events import Events
 from megacpt.observe.flops import mfu
-from megacpt.observe.log import logger
+from megacpt.observe.log import logger, name_stage
 from megacpt.parallel.agreement import Agreement
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.preflight import MAX_CLOCK_SKEW_SECONDS, compare_ranks, digest, versions
@@ -67,6 +67,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     recipe, is_main = resolved.recipe, world.rank == 0
     grid = Grid(resolved.pipeline, resolved.data, resolved.tensor)
     place = grid.coordinate(world.rank)
+    if grid.pipeline > 1:
+        name_stage(place.pipeline)
 
     # What to continue, if anything; refused before anything large is built.
     folder = resume.run_folder(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megacpt import __version__, cli
-from megacpt.errors import USER_ERROR, LaunchError
+from megacpt.errors import USER_ERROR, DataError, LaunchError
 from tests.assemble.recipes import TEXT
 
 WITHOUT_TORCH = """\
@@ -180,3 +181,54 @@ def test_what_a_run_writes_is_nobody_else_s_to_change(capsys: pytest.CaptureFixt
     finally:
         left = os.umask(before)
     assert left == 0o002
+
+
+def fail_as_rank(rank: int, error: Exception, is_signalled: bool, recipe: Path, patch: pytest.MonkeyPatch) -> object:
+    """The exit code of one rank of four whose run fails."""
+    import torch
+
+    import megacpt.run
+    from megacpt.engine import processes
+
+    def fail(*_: object) -> bool:
+        if is_signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise error
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    patch.setenv("RANK", str(rank))
+    patch.setenv("WORLD_SIZE", "4")
+    patch.setattr(processes, "join_world", lambda: processes.World(rank, 4, torch.device("cpu")))
+    patch.setattr(processes, "leave_world", lambda world: None)
+    patch.setattr(megacpt.run, "run", fail)
+    patch.setattr(os, "_exit", end)
+    patch.setattr(cli, "_SILENT_SECONDS", 0.2)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--recipe", str(recipe), "--set", "parallel.data=4"])
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    "rank, is_signalled, said",
+    [(0, False, "error: torn\n"), (0, True, "error: torn\n"), (3, False, "[rank 3] error: torn\n"), (3, True, "")],
+)
+def test_a_rank_that_fails_alone_says_so(
+    rank: int,
+    is_signalled: bool,
+    said: str,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A signal means that another rank has ended before it."""
+    assert fail_as_rank(rank, DataError("torn"), is_signalled, recipe, monkeypatch) == USER_ERROR
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_on_any_rank_is_told(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_as_rank(3, ZeroDivisionError(), True, recipe, monkeypatch) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -8,6 +8,7 @@ A single process is a pipeline of one stage: the same code trains on a laptop an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -15,6 +16,7 @@ import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from deepspeed.runtime.utils import clip_grad_norm_
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import Acceptable, DomainSums, Judge, StepResult, is_finite
@@ -79,7 +81,10 @@ def layer_specs(
 class StagedModule(PipelineModule):
     """DeepSpeed's pipeline module with our cut into stages and per-domain sums.
 
-    The sums ride on the reduction that DeepSpeed makes for the loss anyway, so they cost no collective.
+    The sums ride on the reduction that DeepSpeed makes for the loss anyway, so they cost no collective. Layers are
+    recomputed by torch's function: DeepSpeed's hands them other positions, which cost masks and rotary tables of their
+    own and a wait for the device in each, and goes on after the last tensor that the backward needs, through the last
+    product and its collective.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class StagedModule(PipelineModule):
             topology=PipeModelDataParallelTopology(num_pp=grid.pipeline, num_mp=grid.tensor, num_dp=grid.data),
             loss_fn=objective,
             activation_checkpoint_interval=1 if checkpoint else 0,
+            activation_checkpoint_func=partial(recomputed, use_reentrant=False),
             checkpointable_layers=[DecoderStage.__name__],
         )
         self.objective = objective
@@ -243,7 +249,19 @@ class PipelinedEngine:
         if self.head_gradient is not None:
             self.head_gradient.begin_step()
         self._loss = None
-        self.engine.train_batch(_as_deepspeed(micro_batches))
+        self.engine.train_batch(self._as_deepspeed(micro_batches))
+
+    def _as_deepspeed(
+        self, micro_batches: Sequence[MicroBatch]
+    ) -> Iterator[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
+        """(inputs of the first stage, targets of the last) of each micro-batch.
+
+        All are copied to the device before the first one runs: a copy in between could wait for what runs.
+        """
+        there = [batch.to(self.engine.device, non_blocking=True) for batch in micro_batches]
+        return iter(
+            [((batch.input_ids, batch.positions), (batch.labels, batch.weights, batch.domains)) for batch in there]
+        )
 
     def _expect_micro_batches(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Let DeepSpeed expect as many micro-batches as there are in this step."""
@@ -262,7 +280,7 @@ class PipelinedEngine:
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
         self._expect_shape(micro_batches[0].input_ids.shape)
         with self.objective.evaluation():
-            mean = self.engine.eval_batch(_as_deepspeed(micro_batches), num_micro_batches=len(micro_batches))
+            mean = self.engine.eval_batch(self._as_deepspeed(micro_batches), num_micro_batches=len(micro_batches))
         return float(mean) * len(micro_batches) * self.data_degree
 
     def alignment(
@@ -287,12 +305,3 @@ class PipelinedEngine:
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter, Slice | None]]:
         return self.module.owned_parameters()
-
-
-def _as_deepspeed(
-    micro_batches: Sequence[MicroBatch],
-) -> Iterator[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
-    """(inputs of the first stage, targets of the last) of each micro-batch."""
-    return (
-        ((batch.input_ids, batch.positions), (batch.labels, batch.weights, batch.domains)) for batch in micro_batches
-    )

@@ -71,6 +71,14 @@ def join_world() -> World:
     accelerator = get_accelerator()
     on_cuda = accelerator.device_name() == "cuda"
     if on_cuda:
+        if local_rank >= (num_devices := accelerator.device_count()):
+            raise LaunchError(
+                f"process {local_rank} of {socket.gethostname()} has no GPU",
+                found=f"{num_devices} GPUs that a process sees",
+                expected=f"at least {local_rank + 1}: each takes the one of its number among all of the node",
+                hint="Start no more processes on a node than it has GPUs; under Slurm, bind none to single GPUs "
+                "(--gpu-bind=none, --gpus-per-node).",
+            )
         accelerator.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_process())

@@ -64,9 +64,11 @@ def deepspeed_config(settings: EngineSettings, data_degree: int) -> dict[str, An
             # replicated; with sequence parallelism they already are slices.
             "pipe_partitioned": not settings.sequence_parallel,
             "grad_partitioned": not settings.sequence_parallel,
-            # The reentrant form fails on a first stage, whose inputs are integers.
-            "use_reentrant": False,
         },
+        # It waits for the device, NCCL's streams included, before every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
+        # With bf16 weights the sum over the data axis would otherwise be made in bf16, that of fp32 gradients too.
+        "communication_data_type": "fp32",
     }
     if settings.dtype is torch.bfloat16:
         config["bf16"] = {"enabled": True, "immediate_grad_update": True}

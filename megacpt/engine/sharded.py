@@ -188,8 +188,8 @@ class ShardedEngine:
             self.engine.set_train_batch_size(self.num_losses * self.engine.train_micro_batch_size_per_gpu())
         self.engine.micro_steps = 0  # a step ends at a multiple of the micro-batches: of this step's, not of all before
         self._losses, self._domain_sums = [], []
-        for batch in micro_batches:
-            loss = self.engine(*self._on_device(batch))
+        for tensors in self._on_device(micro_batches):
+            loss = self.engine(*tensors)
             self._losses.append(loss.detach())
             self._domain_sums.append(self.objective.domain_sums)
             self.engine.backward(loss)
@@ -199,13 +199,14 @@ class ShardedEngine:
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
         self.engine.eval()
         with self.objective.evaluation():
-            total = torch.stack([self.engine(*self._on_device(batch)) for batch in micro_batches]).sum()
+            total = torch.stack([self.engine(*tensors) for tensors in self._on_device(micro_batches)]).sum()
         dist.all_reduce(total, group=self.mpu.get_data_parallel_group())
         return float(total)
 
-    def _on_device(self, batch: MicroBatch) -> tuple[torch.Tensor, ...]:
-        tensors = (batch.input_ids, batch.positions, batch.labels, batch.weights, batch.domains)
-        return tuple(tensor.to(self.engine.device) for tensor in tensors)
+    def _on_device(self, micro_batches: Sequence[MicroBatch]) -> list[tuple[torch.Tensor, ...]]:
+        """What the module takes of each, copied before the first one runs: a copy in between could wait for it."""
+        there = [batch.to(self.engine.device, non_blocking=True) for batch in micro_batches]
+        return [(batch.input_ids, batch.positions, batch.labels, batch.weights, batch.domains) for batch in there]
 
     def alignment(
         self, new: Sequence[MicroBatch], old: Mapping[str, Sequence[MicroBatch]]

@@ -1,14 +1,15 @@
 """Attention that stops at document boundaries, behind transformers' attention interface.
 
 A decoder layer passes its `attention_mask` on untouched, so megacpt hands it a `Mask` and registers backends that read
-it: `sdpa` (torch's scaled-dot-product attention with a dense mask, any device), `eager` (plain matrix products, the
-    only one that knows a softcap on the scores), `varlen` (torch's variable-length attention, CUDA) and
-    `flash_attention_2` (the flash-attn package, CUDA). Boundaries come from the positions, which restart at 0 in each
-    document.
+it: `sdpa` (torch's scaled-dot-product attention with a dense mask, any device), `eager` (plain matrix products, with a
+softcap on the scores where the model has one), `varlen` (torch's variable-length attention, CUDA) and
+`flash_attention_2` (the flash-attn package, CUDA). Boundaries come from the positions, which restart at 0 in each
+document.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -173,16 +174,22 @@ def varlen(
     if softcap is not None or dropout:
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, softcap=softcap)
     bounds, window = attention_mask.documents.cu_seqlens, attention_mask.window
+    grouped: dict[str, Any] = {}
+    if "enable_gqa" in _varlen_parameters():
+        grouped["enable_gqa"] = True
+    else:  # torch 2.11
+        key, value = _repeat_heads(key, num_heads), _repeat_heads(value, num_heads)
     out = varlen_attn(
         _lay_end_to_end(query),
-        _lay_end_to_end(_repeat_heads(key, num_heads)),
-        _lay_end_to_end(_repeat_heads(value, num_heads)),
+        _lay_end_to_end(key),
+        _lay_end_to_end(value),
         bounds,
         bounds,
         length,
         length,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
+        **grouped,
     )
     assert isinstance(out, torch.Tensor)  # it is a pair only where the log-sum-exp is asked for
     return out.view(num_rows, length, num_heads, width), None
@@ -215,7 +222,7 @@ def choose_attention(requested: str, device_type: str, dtype: torch.dtype) -> st
     half_on_cuda = device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     runnable = {
         "flash_attention_2": half_on_cuda and importlib.util.find_spec("flash_attn") is not None,
-        "varlen": half_on_cuda and _has_varlen(),
+        "varlen": half_on_cuda and "window_size" in _varlen_parameters(),  # windows say causality, too
         "sdpa": True,
         "eager": True,
     }
@@ -238,13 +245,14 @@ def choose_attention(requested: str, device_type: str, dtype: torch.dtype) -> st
     return requested
 
 
-def _has_varlen() -> bool:
-    """This torch has variable-length attention with windows, which say causality too."""
+@functools.cache
+def _varlen_parameters() -> frozenset[str]:
+    """What this torch's variable-length attention takes; nothing where it has none."""
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return False
+        return frozenset()
     from torch.nn.attention.varlen import varlen_attn
 
-    return "window_size" in inspect.signature(varlen_attn).parameters
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def register(backend: str) -> str:

@@ -97,9 +97,11 @@ class Objective:
         hidden, weight, *teacher = outputs
         labels, weights, domains = targets
         weights = weights * self.weight_factor
+        # Without a gradient of the hidden states, as where all but the head is frozen, the head's must reach autograd.
+        buffer = self.grad_head_VD if hidden.requires_grad else None
         result = fused_linear_replay_cross_entropy(
             hidden.flatten(0, 1),
-            weight if self.grad_head_VD is None else weight.detach(),
+            weight if buffer is None else weight.detach(),
             labels.flatten(),
             weights.flatten(),
             vocab_start=self.group.rank * weight.shape[0],
@@ -111,7 +113,7 @@ class Objective:
             num_domains=self.num_domains,
             exchange=self.group if self.group.size > 1 else None,
             kernel=self.kernel,
-            grad_head_VD=self.grad_head_VD,
+            grad_head_VD=buffer,
             teacher=self._teacher(teacher[0], teacher[1], weights, domains) if teacher and self.distillation else None,
         )
         weighted, *counts = result.domain_sums.unbind(1)
@@ -126,7 +128,9 @@ class Objective:
         self, hidden: torch.Tensor, weight: torch.Tensor, weights: torch.Tensor, domains: torch.Tensor
     ) -> Teacher:
         assert self.distillation is not None
-        counted = torch.isin(domains, torch.tensor(self.distillation.domains, device=domains.device))
+        counted = torch.zeros_like(domains, dtype=torch.bool)
+        for number in self.distillation.domains:  # a tensor of the numbers would have to be copied to the device
+            counted |= domains == number
         factors = (weights * self.distillation.weight).where(counted, 0)
         return Teacher(hidden.flatten(0, 1), weight, factors.flatten(), self.distillation.temperature)
 

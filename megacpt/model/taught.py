@@ -1,8 +1,8 @@
 """A model and its teacher side by side: each stage runs both on the same tokens, and hands both on.
 
-Between stages travel (hidden [B, S, D], positions [B, S], the teacher's hidden states as integers of the same bits). A
-pipeline asks for the gradient of every float tensor that it moves; bits have none, so the teacher costs a forward and
-its share of the traffic, and no backward. In evaluation the teacher rests.
+Between stages travel (hidden [B, S, D], positions [B, S], the teacher's hidden states as bytes). A pipeline asks for
+the gradient of every float tensor that it moves; bytes have none, so the teacher costs a forward and its share of the
+traffic, and no backward. (NCCL has no integers of 16 bits.) In evaluation the teacher rests.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megacpt.model.stages import EmbeddingStage, HeadStage, NormStage, Stage, StageFactory
-
-INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 class TaughtStage(nn.Module):
@@ -50,32 +48,32 @@ class TaughtStage(nn.Module):
             hidden, positions = self.student(inputs)
             with torch.no_grad():
                 taught = self.teacher(inputs)[0] if self.training else hidden.detach()
-            return hidden, positions, self._as_bits(taught)
+            return hidden, positions, self._as_bytes(taught)
         if isinstance(self.student, HeadStage):
             return taught_head(self, inputs)
-        hidden, positions, bits = inputs
+        hidden, positions, raw = inputs
         if isinstance(self.student, NormStage):
             with torch.no_grad():
-                taught = self.teacher((self._as_floats(bits), positions)) if self.training else bits
+                taught = self.teacher((self._as_floats(raw), positions)) if self.training else raw
             return self.student((hidden, positions)), taught
         if self.training:
             with torch.no_grad():
-                bits = self._as_bits(self.teacher((self._as_floats(bits), positions))[0])
+                raw = self._as_bytes(self.teacher((self._as_floats(raw), positions))[0])
         if self.recompute and self.training:
             hidden, _ = checkpoint(self.student, (hidden, positions), use_reentrant=False)
         else:
             hidden, _ = self.student((hidden, positions))
-        return hidden, positions, bits
+        return hidden, positions, raw
 
     def head_weights(self) -> tuple[nn.Parameter, nn.Parameter]:
         """The student's and the teacher's rows of the head; of a tied one, the embedding's."""
         return head_weight(self.student), head_weight(self.teacher)
 
-    def _as_bits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden.contiguous().view(INTEGERS[self.dtype])
+    def _as_bytes(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.contiguous().view(torch.uint8)
 
-    def _as_floats(self, bits: torch.Tensor) -> torch.Tensor:
-        return bits.view(self.dtype)
+    def _as_floats(self, raw: torch.Tensor) -> torch.Tensor:
+        return raw.view(self.dtype)
 
 
 def head_weight(stage: nn.Module) -> nn.Parameter:

@@ -40,17 +40,14 @@ class TensorGroup:
         if self.size == 1:
             return tensor[None]
         gathered = tensor.new_empty(self.size, *tensor.shape)
-        dist.all_gather(list(gathered.unbind()), tensor, group=self.process_group)
+        dist.all_gather_into_tensor(gathered.flatten(0, 1), tensor, group=self.process_group)
         return gathered
 
     def reduce_scatter(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         """My 1/size of the sum of everybody's `tensor`, cut along `dim`."""
         if self.size == 1:
             return tensor
-        if dist.get_backend(self.process_group) == "gloo":
-            # gloo has no reduce-scatter: sum everything, keep a part. Only CPU pilots come here.
-            return self.all_reduce(tensor.clone()).chunk(self.size, dim)[self.rank].contiguous()
-        pieces = [piece.contiguous() for piece in tensor.chunk(self.size, dim)]
+        pieces = tensor.unflatten(dim, (self.size, -1)).movedim(dim, 0).contiguous()
         mine = torch.empty_like(pieces[0])
-        dist.reduce_scatter(mine, pieces, group=self.process_group)
+        dist.reduce_scatter_tensor(mine, pieces.flatten(0, 1), group=self.process_group)
         return mine

@@ -14,7 +14,8 @@ from megacpt.recipe.architecture import Architecture
 from megacpt.recipe.resolve import Resolved
 
 HEAD_CHUNK_TOKENS = 2048
-"""Tokens whose logits exist at a time in the fused head and loss."""
+"""Tokens whose logits exist at a time in the fused head and loss; twice as many where ranks share the vocabulary, whose
+exchange overlaps with the next product."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,14 @@ def estimate_memory(
         logit_bytes = 12 if recipe.loss.kernel == "reference" else element_bytes
         # A teacher has weights, and logits of a chunk, as the model has.
         models = 2 if recipe.loss.distillation else 1
+        logit_tokens = min(tokens, HEAD_CHUNK_TOKENS * (2 if resolved.tensor > 1 else 1))
         ranks.append(
             RankMemory(
                 weights_bytes=models * parameters * element_bytes / (resolved.data if zero >= 3 else 1),
                 gradients_bytes=gradients,
                 optimizer_bytes=parameters * optimizer_bytes / (resolved.data if zero >= 1 else 1),
                 activations_bytes=channels * tokens * element_bytes,
-                head_bytes=min(tokens, HEAD_CHUNK_TOKENS) * vocabulary * logit_bytes * models if stage == last else 0,
+                head_bytes=logit_tokens * vocabulary * logit_bytes * models if stage == last else 0,
             )
         )
     return ranks

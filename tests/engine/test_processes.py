@@ -1,4 +1,4 @@
-"""Locks of torch's extensions: that of a process that was killed is removed, that of one that works is waited for."""
+"""Joining the world: a process has a GPU of its own; locks that a kill left are removed, those in use waited for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from megacpt.engine import processes
 from megacpt.engine.processes import wait_for_compiler
+from megacpt.errors import LaunchError
 
 
 @pytest.fixture
@@ -38,3 +41,15 @@ def test_a_lock_in_use_is_waited_for(lock: Path, tmp_path: Path, capsys: pytest.
 
 def test_without_a_lock_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     wait_for_compiler(tmp_path / "absent")
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    one_gpu = SimpleNamespace(device_name=lambda: "cuda", device_count=lambda: 1)
+    monkeypatch.setattr(processes, "get_accelerator", lambda: one_gpu)
+    with pytest.raises(LaunchError, match=r"has no GPU.*found 1 GPUs.*expected at least 2"):
+        processes.join_world()

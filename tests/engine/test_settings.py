@@ -56,3 +56,5 @@ def test_deepspeed_reads_it(dtype: torch.dtype, zero_stage: int, monkeypatch: py
     assert read.bfloat16_config.enabled == (dtype is torch.bfloat16)
     assert read.gradient_clipping == 0.7
     assert read.steps_per_print is None
+    assert read.communication_data_type is torch.float32  # else bf16, for fp32 sums of bf16 gradients too
+    assert not read.timers_config.enabled  # it synchronises at every micro-batch

@@ -160,7 +160,7 @@ def test_a_packed_document_is_the_document_alone() -> None:
 
 
 def test_auto_is_the_fastest_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_has_varlen", lambda: True)
+    monkeypatch.setattr(attention, "_varlen_parameters", lambda: {"window_size"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choose_attention("auto", "cpu", torch.bfloat16) == "sdpa"
     assert choose_attention("auto", "cuda", torch.float32) == "sdpa"

@@ -100,6 +100,17 @@ def test_a_given_buffer_collects_the_heads_gradient(distillation: Distillation |
     torch.testing.assert_close(measured.grad_head_VD, 1 + 4 * expected[1])
 
 
+def test_a_head_that_is_trained_alone_has_its_gradient_from_autograd() -> None:
+    """Nothing else would require one, and a loss without a gradient cannot be differentiated."""
+    into_buffer, head = objective(), HEAD.clone().requires_grad_()
+    into_buffer.grad_head_VD = torch.zeros_like(HEAD)
+    into_buffer((HIDDEN, head), TARGETS).backward()
+    expected = HEAD.clone().requires_grad_()
+    objective()((HIDDEN, expected), TARGETS).backward()
+    assert expected.grad is not None and torch.equal(head.grad, expected.grad)  # type: ignore[arg-type]
+    assert not into_buffer.grad_head_VD.any()
+
+
 def test_domain_sums() -> None:
     measured = objective(distillation=Distillation(0.5, 2.0, (2,)))
     measured.weight_factor = 4.0
