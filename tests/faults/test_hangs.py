@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from megacpt.trainer.watchdog import HUNG
 from tests.distributed import free_port
 from tests.faults.ranks import start
@@ -45,3 +47,23 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     _, said = alone.communicate(timeout=100)
     assert alone.returncode == 2, said
     assert "1 of 2 ranks did not come within 3 s (found no rank 1)" in said
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    """In a step, when it has begun to ask the others whether to stop: an orderly exit would wait for their answer."""
+    recipe = write_recipe(tmp_path, parallel={"data": 2}, evaluation={"every": None, "at_start": False})
+    fail = """
+from megacpt.engine.pipelined import PipelinedEngine
+def fail(*_): raise MemoryError("out of memory")
+PipelinedEngine.train_step = fail
+"""
+    port = free_port()
+    ranks = [start(0, recipe, port), start(1, recipe, port, code=fail)]
+    try:
+        _, said = ranks[1].communicate(timeout=240)
+        assert ranks[1].returncode == 1, said
+        assert "out of memory" in said
+    finally:
+        ranks[0].kill()
+        ranks[0].communicate()
