@@ -38,7 +38,7 @@ import torch.distributed as dist
 import megacpt.run
 from megacpt.cli import main as train
 from megacpt.data.batch import MicroBatch
-from megacpt.engine.engine import Acceptable, StepResult
+from megacpt.engine.engine import Acceptable, DomainSums, StepResult
 from megacpt.trainer.loop import Trainer
 from megacpt.trainer.watchdog import Watchdog
 
@@ -61,7 +61,7 @@ class Still:
     def train_step(
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, acceptable: Acceptable
     ) -> StepResult:
-        return StepResult(3.0, 1.0, not acceptable(3.0, 1.0), [(1.0, 3.0, 1)] * self.num_domains)
+        return StepResult(3.0, 1.0, not acceptable(3.0, 1.0), [DomainSums(1.0, 3.0, 1)] * self.num_domains)
 
 
 class Alternating(Trainer):
