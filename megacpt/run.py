@@ -100,10 +100,14 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     def continued(checkpoint: Path, saved: Mapping[str, Any]) -> History:
         return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
 
+    def bounded(rows: Stream) -> tuple[int, Stream]:
+        ending, rows = data.bounded(planned, rows)
+        return ending.last_step, rows
+
     history = continued(checkpoint, saved) if checkpoint and saved else data.history(resolved, training, insertions)
     stream = Stream(training, history, insertions)
-    resolved = data.lasting(resolved, history)
-    resolved, stream = data.bounded(resolved, stream)
+    planned = data.lasting(resolved, history)
+    resolved, stream = data.bounded(planned, stream)
     data.check_epochs(recipe, stream, resolved.last_step)
 
     facts = versions() | {"the recipe": digest(recipe.model_dump(mode="json")), "the data": digest(history.to_json())}
@@ -192,7 +196,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         is_due=saved is not None and saved["evaluation_is_due"],
     )
     with closing(watchdog), loader, checkpointing:
-        num_steps_done = Trainer(
+        num_steps_done, is_done = Trainer(
             engine=engine,
             loader=loader,
             learning_rate=schedule(resolved.rates),
@@ -205,6 +209,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
                 checkpoints,
                 channel,
                 continued,
+                bounded,
                 loader,
                 guard,
                 events,
@@ -216,7 +221,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         ).fit(first_step, resolved.last_step)
     for sink in sinks:
         sink.close()
-    is_finished = num_steps_done >= resolved.last_step and not evaluation.is_due
+    is_finished = is_done and not evaluation.is_due
     events.write("end" if is_finished else "stop", step=num_steps_done, reason=stopping.reason.name.lower())
     if not is_finished:
         reason = stopping.reason.name.lower().replace("_", " ")

@@ -193,22 +193,26 @@ HOPELESS_EPOCHS = 16
 
 
 def bounded(resolved: Resolved, rows: Stream) -> tuple[Resolved, Stream]:
-    """The run with `when_exhausted` obeyed: a domain that was read `max_epochs` times leaves, or ends the run."""
-    for name, domain in resolved.recipe.data.domains.items():
-        if domain.when_exhausted == "repeat" or name not in rows.names:
-            continue
-        step = exhausted_at(rows, name, domain.max_epochs, resolved.last_step)
-        if step is None:
-            continue
-        if domain.when_exhausted == "stop":
+    """The run with `when_exhausted` obeyed: a domain that was read `max_epochs` times leaves, or ends the run.
+
+    One at a time, the earliest first: what one leaves is read from the others, which are then exhausted sooner.
+    """
+    domains = resolved.recipe.data.domains
+    waiting = {name for name in rows.names if name in domains and domains[name].when_exhausted != "repeat"}
+    while True:
+        found = {name: exhausted_at(rows, name, domains[name].max_epochs, resolved.last_step) for name in waiting}
+        steps = sorted((step, name) for name, step in found.items() if step is not None)
+        if not steps:
+            return resolved, rows
+        step, name = steps[0]
+        if domains[name].when_exhausted == "stop":
             logger().info("the run ends after step %d: domain %s is exhausted there", step, name)
-            resolved = replace(resolved, last_step=step)
-            continue
+            return replace(resolved, last_step=step), rows
+        waiting.remove(name)
         later = [segment.from_step for segment in rows.history.segments if segment.from_step > step]
         for change in [step, *later]:
             weights = {other: w for other, w in rows.history.settings(change).weights.items() if other != name}
             rows = rows.with_history(rows.history.set_weights(change, weights))
-    return resolved, rows
 
 
 def check_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:

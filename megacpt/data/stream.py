@@ -328,10 +328,11 @@ class Stream:
 
 def exhausted_at(stream: Stream, name: str, max_epochs: float, num_steps: int) -> int | None:
     """The first of a run's steps that would read a domain more than `max_epochs` times; None if none does."""
-    cuts = stream.cuts[stream.names.index(name)]
+    number, history = stream.names.index(name), stream.history
 
     def epochs(step: int) -> float:
-        return _epochs_read(cuts, stream.history.num_samples_of(name, step + 1))
+        end = history.first_sample(step) + history.settings(step).global_rows
+        return _epochs_read(stream.cuts[number], int(stream.counts(end)[number]))
 
     step = bisect_right(range(num_steps), max_epochs, key=epochs)
     return step if step < num_steps else None

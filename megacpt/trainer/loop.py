@@ -50,7 +50,7 @@ class Trainer:
         guard: judges every step.
         stopping: whether to stop early.
         note: told what is done now, and how many times as long as a step it may take.
-        roll_back: takes engine and loader back; returns the number of steps done there.
+        roll_back: takes engine and loader back; returns the number of steps done there, and the run's last step.
         seed: of dropout.
         utilisation: tokens per second -> MFU, where the device's peak is known.
     """
@@ -61,16 +61,16 @@ class Trainer:
     hooks: Sequence[Hook]
     guard: Guard
     stopping: Stopping
-    roll_back: Callable[[Rollback], int]
+    roll_back: Callable[[Rollback], tuple[int, int]]
     note: Callable[[str, float], None]
     seed: int = 0
     utilisation: Callable[[float], float | None] = lambda tokens_per_second: None
 
-    def fit(self, first_step: int, last_step: int) -> int:
+    def fit(self, first_step: int, last_step: int) -> tuple[int, bool]:
         """Do the steps first_step + 1 ... last_step, where `first_step` have been done before.
 
         Returns:
-            The steps done in all; fewer than `last_step` where the run was told to stop.
+            The steps done in all, and whether there are none left: the run was not told to stop before.
         """
         throughput = Throughput()
         step = first_step
@@ -86,7 +86,7 @@ class Trainer:
             self.stopping.end_step()
             if rollback := self.guard.after_step(step + 1, result):
                 self.note("roll back", SLOW)
-                step = self.roll_back(rollback)
+                step, last_step = self.roll_back(rollback)
                 for hook in self._noted(step):
                     hook.rewind(step)
                 continue
@@ -96,7 +96,7 @@ class Trainer:
                 hook.after_step(record)
         for hook in self._noted(step):
             hook.after_training(step, stopped=step < last_step)
-        return step
+        return step, step >= last_step
 
     def _noted(self, step: int) -> Iterator[Hook]:
         """The hooks, each noted while it works."""

@@ -17,6 +17,7 @@ from megacpt.checkpoint.folder import CheckpointFolder, read_state, step_of
 from megacpt.checkpoint.intact import first_intact
 from megacpt.data.history import History, Jump
 from megacpt.data.loader import Loader
+from megacpt.data.stream import Stream
 from megacpt.errors import TrainingError
 from megacpt.observe.events import Events
 from megacpt.observe.log import logger
@@ -31,7 +32,9 @@ class Rollbacks:
         folder: the run's checkpoints.
         channel: to the other ranks.
         continued: a checkpoint and its state -> the data of a run that goes on from there.
-        loader: gets that, with the jumps.
+        bounded: the rows of a run -> its last step, and the rows where domains leave that are exhausted: what is left
+            out is as good as read, and brings both nearer.
+        loader: gets that data, with the jumps.
         guard: gets its standing at the checkpoint.
         events: where rollbacks are noted.
         finish_saving: waits for a checkpoint that is being written.
@@ -44,6 +47,7 @@ class Rollbacks:
         folder: CheckpointFolder,
         channel: Channel,
         continued: Callable[[Path, Mapping[str, Any]], History],
+        bounded: Callable[[Stream], tuple[int, Stream]],
         loader: Loader,
         guard: Guard,
         events: Events,
@@ -51,11 +55,14 @@ class Rollbacks:
         rewind: Callable[[int], None] = lambda step: None,
     ) -> None:
         self.restore, self.folder, self.channel = restore, folder, channel
-        self.continued, self.loader, self.rewind = continued, loader, rewind
+        self.continued, self.bounded, self.loader, self.rewind = continued, bounded, loader, rewind
         self.guard, self.events, self.finish_saving = guard, events, finish_saving
 
-    def __call__(self, wanted: Rollback) -> int:
-        """Go back to the newest intact checkpoint from before the first bad step; returns the number of steps done.
+    def __call__(self, wanted: Rollback) -> tuple[int, int]:
+        """Go back to the newest intact checkpoint from before the first bad step.
+
+        Returns:
+            The number of steps done there, and the last step of the run.
 
         Raises:
             TrainingError: there is none.
@@ -83,7 +90,8 @@ class Rollbacks:
         reason = f"bad steps {wanted.before_step} to {wanted.jump_to_step}"
         for jump in (*earlier.elements(), Jump(jump_at_step, num_samples, reason)):
             restored = restored.jump(jump.at_step, jump.num_samples, jump.reason)
-        self.loader.change(restored, step)
+        last_step, rows = self.bounded(self.loader.stream.with_history(restored))
+        self.loader.change(rows.history, step)
         self.rewind(step)
         logger().info(
             "rolled back from step %d to %s, leaving out %d samples before step %d",
@@ -99,4 +107,4 @@ class Rollbacks:
             jump_at_step=jump_at_step + 1,
             num_samples=num_samples,
         )
-        return step
+        return step, last_step

@@ -215,6 +215,21 @@ def test_an_exhausted_domain_leaves_or_ends_the_run(tmp_path: Path) -> None:
     assert data.bounded(whole, left) == (whole, left), "a resume changes nothing more"
 
 
+def test_domains_are_exhausted_sooner_by_what_is_left_out_and_by_those_that_leave(tmp_path: Path) -> None:
+    exhausted = "{max_epochs: 2, when_exhausted: %s}"
+    run = resolved(tmp_path, f"data.domains.law={exhausted % 'renormalise'}")
+    left_out = rows(run).history.jump(12, 4 * run_settings(run).global_rows)
+    _, left = data.bounded(run, rows(run).with_history(left_out))
+    assert [*left.history.settings(12).weights] == ["web"], "as at step 16, had there been no jump of four steps"
+    assert left.history.settings(11) == run_settings(run), "steps that were done are not touched"
+
+    # Law leaves at step 16; the rows of web last to a later step, which is nearer than if law had stayed.
+    alone = resolved(tmp_path, f"data.domains.web={exhausted % 'stop'}")
+    both = resolved(tmp_path, f"data.domains.web={exhausted % 'stop'}", f"data.domains.law={exhausted % 'renormalise'}")
+    ends = [data.bounded(run, rows(run))[0].last_step for run in (alone, both)]
+    assert 16 < ends[1] < ends[0] < run.last_step
+
+
 def run_settings(run: Resolved) -> Settings:
     return data.plan(run)[0].settings
 

@@ -11,6 +11,7 @@ from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt.data.history import History
 from megacpt.data.loader import Loader
+from megacpt.data.stream import Stream, exhausted_at
 from megacpt.errors import TrainingError
 from megacpt.observe.events import Events
 from megacpt.trainer.guard import Guard, GuardSettings, Rollback
@@ -37,12 +38,19 @@ class Run:
             CheckpointFolder(folder / "checkpoints"),
             Channel(),
             lambda checkpoint, state: History.from_json(state["data"]),
+            self.bounded,
             self.loader,
             self.guard,
             Events(),
             finish_saving=lambda: None,
             rewind=self.rewound.append,
         )
+
+    def bounded(self, rows: Stream) -> tuple[int, Stream]:
+        """Old text ends when it was read twice, which is where the run ends."""
+        step = exhausted_at(rows, "old", 2.0, 999)
+        assert step is not None
+        return step, rows.with_history(rows.history.set_weights(step, {"new": 1}))
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 def test_goes_back_before_the_first_bad_step_and_leaves_its_samples_out(run: Run) -> None:
-    assert run.roll_back(Rollback(before_step=6, jump_from_step=5, jump_to_step=7)) == 4
+    assert run.roll_back(Rollback(before_step=6, jump_from_step=5, jump_to_step=7))[0] == 4
     assert run.restored == [run.checkpoints[4]] and run.rewound == [4]
     # Steps 5 to 7 had the samples 16 to 27, of 4 rows a step.
     assert [run.loader.stream.history.first_sample(step) for step in (3, 4, 5)] == [12, 28, 32]
@@ -68,10 +76,18 @@ def test_what_was_decided_since_is_forgotten_and_jumps_are_not(run: Run) -> None
     assert [(jump.at_step, jump.num_samples) for jump in history.jumps] == [(5, 4), (5, 4)]
 
 
+def test_a_domain_that_is_left_out_of_is_exhausted_sooner(run: Run) -> None:
+    undisturbed, _ = run.bounded(run.loader.stream)
+    step, last_step = run.roll_back(Rollback(6, 4, 9))
+    assert (step, last_step) == (4, undisturbed - 5), "six steps were left out, and one of them is done again"
+    history = run.loader.stream.history
+    assert history.shares(last_step - 1) == {"new": 0.75, "old": 0.25} and history.shares(last_step) == {"new": 1}
+
+
 @pytest.mark.parametrize("file", ["tensors/master-00000.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_passed_over(file: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (run.checkpoints[4] / file).write_bytes(b"")
-    assert run.roll_back(Rollback(6, 5, 7)) == 2
+    assert run.roll_back(Rollback(6, 5, 7))[0] == 2
     assert run.restored == [run.checkpoints[2]]
     assert "warning: a damaged checkpoint is passed over for step_000002" in capsys.readouterr().err
 
