@@ -40,6 +40,7 @@ extras = {
     "dev": [
         "build>=1.2",
         "datasets>=4",
+        "datatrove>=0.6",
         "hypothesis>=6.130",
         "import-linter>=2.5",
         "liger-kernel>=0.8.5",

@@ -41,7 +41,7 @@ def names(run: Path) -> list[str]:
 def test_list_and_show(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoint", "list", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"step_000002 +200 +0.0\d+ MiB +pipeline 2 x tensor 1 +pre_anneal", lines[2].rstrip())
+    assert re.fullmatch(r"step_000002 +200 +[\d.]+ KiB +pipeline 2 x tensor 1 +pre_anneal", lines[2].rstrip())
     assert lines[5].startswith("step_000005.partial: a save that did not finish")
     assert lines[6].startswith("step_000009.set_aside: the run went another way")
     assert main(["checkpoint", "show", str(run / "checkpoints" / "step_000002")]) == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from megacpt.data.manifest import verify
 from megacpt_tools.builder import join_slices
 from megacpt_tools.tokenizer import open_tokenizer
@@ -13,7 +11,6 @@ from tests.tools.conftest import TEXTS
 
 
 def test_tasks_write_slices(tmp_path: Path, bpe_folder: Path) -> None:
-    pytest.importorskip("datatrove")
     from datatrove.data import Document
 
     from megacpt_tools.datatrove_step import MegacptShards
