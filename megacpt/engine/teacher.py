@@ -14,6 +14,7 @@ from torch import nn
 from megacpt.engine.master import MasterState
 from megacpt.model.taught import TaughtStage
 from megacpt.optim.adamw import AVERAGE
+from megacpt.parallel.fragments import MASTER
 
 
 class AverageTeacher:
@@ -36,7 +37,11 @@ class AverageTeacher:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Make the teacher's weights the averages, once there are some. Collective."""
+        """Make the teacher's weights the averages. Collective.
+
+        Before the first update there are none, and the teacher is what it was made as. In a run that goes on from a
+        checkpoint without averages they begin at the weights of that checkpoint, and until then those teach.
+        """
         if not self.master.num_updates():
             return
         with self.master.weights_change():
@@ -46,7 +51,8 @@ class AverageTeacher:
 
     def _copy_average(self, student: nn.Parameter, teacher: nn.Parameter) -> None:
         place = self.master.place(student)
-        mine = None if place is None else self.master.values(place)[AVERAGE]
+        values = {} if place is None else self.master.values(place)
+        mine = values.get(AVERAGE, values.get(MASTER))
         if hasattr(teacher, "ds_tensor"):
             if mine is not None:
                 teacher.ds_tensor[: len(mine)].copy_(mine)

@@ -121,6 +121,18 @@ def test_a_teacher_can_follow_the_average(layout: str, tmp_path: Path) -> None:
     assert_same(run_ranks(math.prod(degrees), train, folder, degrees, **options, **variant), expected)
 
 
+def test_a_teacher_may_join_a_run_that_kept_no_average(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, evaluation={"every": None, "at_start": False, "at_end": False})
+    assert run_command(1, recipe, "--set", "training.stop_at_step=2") == [0]
+    taught = ["loss.distillation={weight: 0.5, teacher: average}", "optimizer.average_decay=0.9"]
+    changes = [text for change in (*taught, "training.stop_at_step=4") for text in ("--set", change)]
+    accepted = ["--accept", "loss.distillation", "--accept", "optimizer.average_decay"]
+    assert run_command(1, recipe, "--resume", "auto", *changes, *accepted) == [0]
+    distances = [step["domains"]["new"].get("divergence") for step in metrics_of(recipe)]
+    assert distances[:2] == [None, None]
+    assert abs(distances[2]) < 1e-6 < distances[3], "the average begins at the weights that are there"
+
+
 def test_a_resume_has_the_same_teacher(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, parallel={"pipeline": 2}, loss={"distillation": {"weight": 0.5}})
     assert run_command(2, recipe, *BFLOAT16) == [0, 0]
