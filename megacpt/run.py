@@ -28,6 +28,7 @@ from megacpt.evaluate.evaluator import Evaluator
 from megacpt.observe.events import Events
 from megacpt.observe.flops import mfu
 from megacpt.observe.log import logger, name_stage
+from megacpt.observe.sinks import closing_all
 from megacpt.parallel.agreement import Agreement
 from megacpt.parallel.grid import Grid
 from megacpt.parallel.preflight import MAX_CLOCK_SKEW_SECONDS, compare_ranks, digest, versions
@@ -72,6 +73,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
 
     # What to continue, if anything; refused before anything large is built.
     folder = resume.run_folder(recipe)
+    preflight.check_writable(folder)
     channel = Channel()
     checkpoint = resume.choose_checkpoint(start.resume, folder, channel)
     saved = resume.check_continues(resolved, checkpoint, start.accepted) if checkpoint else None
@@ -195,7 +197,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         interrupted=stopping.now,
         is_due=saved is not None and saved["evaluation_is_due"],
     )
-    with closing(watchdog), loader, checkpointing:
+    with closing_all(sinks), closing(watchdog), loader, checkpointing:
         num_steps_done, is_done = Trainer(
             engine=engine,
             loader=loader,
@@ -219,8 +221,6 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
             seed=recipe.seed,
             utilisation=utilisation(resolved, architecture.flops_per_token(resolved.sequence_length), world.device),
         ).fit(first_step, resolved.last_step)
-    for sink in sinks:
-        sink.close()
     is_finished = is_done and not evaluation.is_due
     events.write("end" if is_finished else "stop", step=num_steps_done, reason=stopping.reason.name.lower())
     if not is_finished:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import torch
@@ -25,7 +27,7 @@ from megacpt.data.corpus import Corpus
 from megacpt.data.special_tokens import SpecialTokens
 from megacpt.data.stream import Stream
 from megacpt.data.view import View
-from megacpt.errors import CheckpointError, DataError, MegacptError, ModelError
+from megacpt.errors import CheckpointError, DataError, LaunchError, MegacptError, ModelError
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.fill import WeightSource
 from megacpt.model.probe import probe
@@ -108,6 +110,24 @@ def check_head(plan: Blueprint, source: WeightSource) -> None:
                 found=f"a tensor '{head}' that differs from '{embedding}'",
                 hint="Set tie_word_embeddings: false in config.json; else the head would be thrown away.",
             )
+
+
+def check_writable(folder: Path) -> None:
+    """Prove that this process can write to the run folder, or to where it would be made; nothing is left behind.
+
+    Raises:
+        LaunchError: it cannot.
+    """
+    try:
+        with TemporaryFile(dir=next(path for path in (folder, *folder.absolute().parents) if path.exists())):
+            pass
+    except OSError as error:
+        raise LaunchError(
+            "the run folder cannot be written",
+            where=str(folder),
+            found=f"{error.strerror}, on {socket.gethostname()}",
+            hint="Set logging.folder to a place of yours on a disk that all nodes share.",
+        ) from error
 
 
 def check_disk(resolved: Resolved, architecture: Architecture, folder: Path, channel: Channel) -> None:
@@ -222,7 +242,9 @@ def _insertions(run: _Run) -> str:
 
 
 def _disk(run: _Run) -> str:
-    check_disk(run.resolved, Architecture.from_config(run.config.to_dict()), resume.run_folder(run.recipe), Channel())
+    folder = resume.run_folder(run.recipe)
+    check_writable(folder)
+    check_disk(run.resolved, Architecture.from_config(run.config.to_dict()), folder, Channel())
     return "room for the checkpoints"
 
 

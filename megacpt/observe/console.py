@@ -112,7 +112,7 @@ class Console:
     def rewind(self, step: int) -> None:
         """Nothing: what is on the screen stays there; the log says that the run was taken back."""
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Show each domain's loss before and after, if there are two evaluations, and say what it means."""
         before, after = self._baseline, self._latest
         if before is None or after is None or before.step == after.step:

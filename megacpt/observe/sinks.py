@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,8 +33,21 @@ class Sink(Protocol):
     def rewind(self, step: int) -> None:
         """Forget what came after `step`: the run was taken back to it."""
 
-    def close(self) -> None:
-        """Finish: the run has ended."""
+    def close(self, *, failed: bool = False) -> None:
+        """Finish: the run has ended, or failed."""
+
+
+@contextmanager
+def closing_all(sinks: Sequence[Sink]) -> Iterator[None]:
+    """Close sinks in the end, each whatever becomes of the others; an exception tells them that the run failed."""
+    with ExitStack() as stack:
+        for sink in reversed(sinks):
+            stack.push(_closing(sink))
+        yield
+
+
+def _closing(sink: Sink) -> Callable[[type[BaseException] | None, object, object], None]:
+    return lambda kind, error, trace: sink.close(failed=kind is not None)
 
 
 class JsonLines:
@@ -63,7 +77,7 @@ class JsonLines:
         """Drop the lines after `step`."""
         self.resume(step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Nothing is held open."""
 
     def take_over(self, origin: Path) -> None:
@@ -157,7 +171,7 @@ class TensorBoard:
         self._writer.close()
         self._open(step + 1)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Write what is buffered and close the file."""
         self._writer.close()
 
@@ -209,6 +223,6 @@ class Wandb:
     def rewind(self, step: int) -> None:
         """Nothing: W&B keeps what it has seen, and ignores steps until there are new ones."""
 
-    def close(self) -> None:
-        """Wait until everything is sent."""
-        self._run.finish()
+    def close(self, *, failed: bool = False) -> None:
+        """Wait until everything is sent; W&B shows a run that failed as one."""
+        self._run.finish(exit_code=int(failed))

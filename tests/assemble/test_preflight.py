@@ -18,7 +18,7 @@ from megacpt.checkpoint.huggingface import SafetensorsWeights
 from megacpt.data.corpus import Corpus
 from megacpt.data.special_tokens import SpecialTokens
 from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
-from megacpt.errors import CheckpointError, DataError, ModelError
+from megacpt.errors import CheckpointError, DataError, LaunchError, ModelError
 from megacpt.model.blueprint import Blueprint
 from megacpt.recipe import Architecture
 from tests.assemble.recipes import resolved
@@ -129,6 +129,14 @@ def test_a_disk_without_room_is_warned_of_and_refused_where_not_one_checkpoint_f
     with pytest.raises(CheckpointError, match="no room for one checkpoint"):
         check(needed_bytes // 3 - 1)
     check(0, "checkpoint.every=null", "checkpoint.at_end=false")
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    preflight.check_writable(tmp_path / "runs" / "new")
+    assert list(tmp_path.iterdir()) == [], "nothing is made for a run that may yet be refused"
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(LaunchError, match=r"runs/new: the run folder cannot be written \(found Not a directory, on "):
+        preflight.check_writable(tmp_path / "runs" / "new")
 
 
 def findings(folder: Path, base: Path, *changes: str) -> dict[str, tuple[str, str]]:

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megacpt.errors import LaunchError
 from megacpt.observe.record import DomainEvaluation, DomainLoss, EvaluationRecord, GradientAlignment, StepRecord
-from megacpt.observe.sinks import JsonLines, TensorBoard, Wandb
+from megacpt.observe.sinks import JsonLines, TensorBoard, Wandb, closing_all
 
 
 def step(number: int, loss: float = 3.0, mfu: float | None = None) -> StepRecord:
@@ -146,7 +146,7 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.given: list[dict[str, Any]] = []
         self.logged: list[tuple[int, dict[str, Any]]] = []
-        self.num_finished = 0
+        self.exit_codes: list[int] = []
 
     def init(self, **given: Any) -> "FakeWandb":
         self.given.append(given)
@@ -155,8 +155,8 @@ class FakeWandb(types.ModuleType):
     def log(self, values: dict[str, Any], step: int) -> None:
         self.logged.append((step, values))
 
-    def finish(self) -> None:
-        self.num_finished += 1
+    def finish(self, exit_code: int) -> None:
+        self.exit_codes.append(exit_code)
 
 
 def test_wandb_goes_on_in_the_run_that_the_folder_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,18 @@ def test_wandb_goes_on_in_the_run_that_the_folder_began(tmp_path: Path, monkeypa
     assert first == second
     assert (first["project"], first["name"], first["resume"], first["config"]) == ("cpt", "run", "allow", {"seed": 0})
     assert wandb.logged[0] == (3, step(3).scalars())
-    assert wandb.num_finished == 2
+    assert wandb.exit_codes == [0, 0]
+
+
+def test_a_run_that_raises_closes_all_its_sinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    board = TensorBoard(tmp_path / "board")
+    with pytest.raises(RuntimeError, match="in a step"), closing_all([board, Wandb(tmp_path, {}, {})]):
+        board.write_step(step(1))
+        raise RuntimeError("in a step")
+    assert wandb.exit_codes == [1]
+    assert EventAccumulator(str(tmp_path / "board")).Reload().Scalars("train/loss")[0].value == 3.0
 
 
 def test_a_missing_wandb_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

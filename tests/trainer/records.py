@@ -104,7 +104,7 @@ class NotingSink:
     def rewind(self, step: int) -> None:
         del self.steps[step:], self.evaluations[step:]
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         raise AssertionError("the sinks are closed by who opened them")
 
 
