@@ -229,7 +229,7 @@ def encoder(recipe: Recipe, folder: Path | None) -> Callable[[str], list[int]] |
 
 def _tokenizer_file(recipe: Recipe, folder: Path | None) -> Path | None:
     named = recipe.model.tokenizer
-    tokenizer = folder if named is None else find_folder(named)
+    tokenizer = folder if named is None else find_folder(named, key="model.tokenizer")
     path = None if tokenizer is None else tokenizer / "tokenizer.json"
     return path if path is not None and path.is_file() else None
 
@@ -247,7 +247,7 @@ def keep_model_files(recipe: Recipe, plan: Blueprint, folder: Path | None, targe
         values.pop("torch_dtype", None)
     (target / "config.json").write_text(json.dumps(values | {"dtype": recipe.model.dtype}, indent=2) + "\n")
     named = recipe.model.tokenizer
-    tokenizer = folder if named is None else find_folder(named)
+    tokenizer = folder if named is None else find_folder(named, key="model.tokenizer")
     if tokenizer is None:
         return
     for file in (*TOKENIZER_FILES, "generation_config.json"):

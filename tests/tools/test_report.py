@@ -17,9 +17,9 @@ from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt.errors import USER_ERROR
 from megacpt_tools import cli
 from megacpt_tools.report import write
-from megacpt_tools.report.charts import DARK, LIGHT, thinned
+from megacpt_tools.report.charts import DARK, LIGHT, learned_against_forgotten, thinned
 from megacpt_tools.report.page import render
-from megacpt_tools.report.records import RunRecords
+from megacpt_tools.report.records import RunRecords, told_apart
 from tests.checkpoint.states import save_checkpoint
 from tests.tools.report_runs import LOSSES, write_run
 
@@ -86,6 +86,18 @@ def test_runs_are_compared_at_equal_tokens_and_flops(page: Path) -> None:
     assert "Change from the base at 4K tokens" in html
     assert "FLOPs</h3>" in html
     assert "more-replay" in html
+
+
+def test_learned_against_forgotten_is_of_equal_tokens(runs: list[Path], tmp_path: Path) -> None:
+    short = write_run(tmp_path / "plain", LOSSES | {"medical": [3.0, 2.0, 2.0]})
+    lines = (short / "evaluations.jsonl").read_text().splitlines()
+    (short / "evaluations.jsonl").write_text("\n".join(lines[:2]) + "\n")
+    records = told_apart([RunRecords.read(run) for run in (*runs, short)])
+    assert [run.name for run in records] == [str(runs[0]), "more-replay", str(short)]  # two are named plain
+    ends = learned_against_forgotten(records)["layer"][-1]["data"]["values"]
+    assert [(end["tokens"], end["learned"], end["forgotten"]) for end in ends] == [
+        (2000, pytest.approx(learned), forgotten) for learned, forgotten in ((0.1, 0.125), (0.1, 0.0625), (1.0, 0.125))
+    ]
 
 
 def test_nothing_is_loaded_and_nothing_may_be(page: Path) -> None:

@@ -50,9 +50,9 @@ def write(folders: list[Path], output: Path, figures: Path | None = None) -> Pat
 
     from megacpt_tools.report.charts import LIGHT, resolved
     from megacpt_tools.report.page import render
-    from megacpt_tools.report.records import RunRecords
+    from megacpt_tools.report.records import RunRecords, told_apart
 
-    html, specs = render([RunRecords.read(folder) for folder in folders])
+    html, specs = render(told_apart([RunRecords.read(folder) for folder in folders]))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(html, encoding="utf-8")
     if figures is not None:

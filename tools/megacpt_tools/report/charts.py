@@ -53,6 +53,7 @@ DARK = LIGHT | {
 """The page's colours; c0 to c7 are of domains and runs, in the order in which they come."""
 
 NUM_COLOURS = 8
+MINUS = "\N{MINUS SIGN}"
 MAX_POINTS = 200
 """A curve of more points is drawn by the means of as many stretches of equal length; a screen shows no more."""
 
@@ -63,7 +64,11 @@ _TOKENS = {
     "type": "quantitative",
     "axis": {"title": "tokens", "labelExpr": _COMPACT, "tickCount": 6},
 }
-_LAYERS = {"field": "layer", "type": "quantitative", "axis": {"title": "layer, bottom to top", "tickMinStep": 1}}
+_LAYERS = {
+    "field": "layer",
+    "type": "quantitative",
+    "axis": {"title": "layer, bottom to top", "labelExpr": "datum.value % 1 ? '' : format(datum.value, 'd')"},
+}
 _FONT = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 _CONFIG = {
     "font": _FONT,
@@ -254,7 +259,7 @@ def stage_matrix(run: RunRecords) -> Spec:
             "domain": domain,
             "loss": loss,
             "change": loss - matrix.loss(0, domain),
-            "text": f"{loss:.3f}" if not stage else f"{loss:.3f} ({loss - matrix.loss(0, domain):+.3f})",
+            "text": [f"{loss:.3f}"] + [f"{loss - matrix.loss(0, domain):+.3f}".replace("-", MINUS)] * (stage > 0),
         }
         for stage, losses in enumerate(matrix.losses)
         for domain, loss in zip(matrix.domains, losses, strict=True)
@@ -277,21 +282,30 @@ def stage_matrix(run: RunRecords) -> Spec:
         },
     }
     numbers = {
-        "mark": {"type": "text", "color": "var(--ink)"},
+        "mark": {
+            "type": "text",
+            "color": "var(--ink)",
+            "lineHeight": 14,
+            "dy": {"expr": "-7 * (length(datum.text) - 1)"},
+        },
         "encoding": {"x": x, "y": y, "text": {"field": "text"}},
     }
-    return _chart(rows, [cells, numbers], height=38 * len(matrix.losses))
+    return _chart(rows, [cells, numbers], height=42 * len(matrix.losses))
 
 
 def tasks(run: RunRecords) -> Spec:
     """Downstream results over the run; the base model's stand at 0 tokens."""
     rows = [
-        {"tokens": line["tokens"], "task": task, "score": value}
+        {"tokens": line["tokens"], "task": task, "score": value, "low": value - error, "high": value + error}
         for line in sorted(run.tasks, key=lambda line: line["tokens"])
         for task, value in line["scores"].items()
+        for error in [line.get("errors", {}).get(task, 0.0)]
     ]
     names = list(dict.fromkeys(row["task"] for row in rows))
-    return _series(rows, _TOKENS, "score", "task", names, title="score", format=".3f")
+    spec = _series(rows, _TOKENS, "score", "task", names, title="score", format=".3f")
+    ends = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
+    spec["layer"].insert(0, {"mark": {"type": "rule", "opacity": 0.5}, "encoding": spec["layer"][0]["encoding"] | ends})
+    return spec
 
 
 def recall(run: RunRecords) -> Spec:
@@ -363,23 +377,27 @@ def runs_by(runs: Sequence[RunRecords], domain: str, unit: str) -> Spec:
     return _series(rows, x, "loss", "run", names, title="nats per token", format=".4f", height=190)
 
 
+def tokens_of_all(runs: Sequence[RunRecords]) -> float:
+    """The most tokens after which every run has been evaluated."""
+    return min(run.evaluations[-1].tokens if run.evaluations else run.tokens for run in runs)
+
+
 def learned_against_forgotten(runs: Sequence[RunRecords]) -> Spec:
-    """Every run's way through (forgotten, learned); a line joins the ends that no other run beats."""
+    """Every run's way through (forgotten, learned), as far as all have come; a line joins the ends that none beats."""
+    common = tokens_of_all(runs)
     rows: list[Row] = []
     ends: list[Row] = []
     for run in runs:
-        tokens = sorted({point for curve in run.curves.values() for point in curve.tokens})
-        for order, point in enumerate(tokens):
+        tokens = {point for curve in run.curves.values() for point in curve.tokens if point < common} | {common}
+        for point in sorted(tokens):
             if (pair := run.learned_and_forgotten(point)) is not None and all(map(math.isfinite, pair)):
-                rows.append(
-                    {"run": run.name, "tokens": point, "learned": pair[0], "forgotten": pair[1], "order": order}
-                )
-        if rows and rows[-1]["run"] == run.name:
+                rows.append({"run": run.name, "tokens": point, "learned": pair[0], "forgotten": pair[1]})
+        if rows and rows[-1]["run"] == run.name and rows[-1]["tokens"] == common:
             ends.append(rows[-1])
     best = [ends[i] for i in pareto([(end["learned"], end["forgotten"]) for end in ends])]
     x = {"field": "forgotten", "type": "quantitative", "axis": {"title": "forgotten, nats (left is better)"}}
     y = {"field": "learned", "type": "quantitative", "axis": {"title": "learned, nats (up is better)"}}
-    way = {"x": x, "y": y, "color": _colours("run", [run.name for run in runs]), "order": {"field": "order"}}
+    way = {"x": x, "y": y, "color": _colours("run", [run.name for run in runs]), "order": {"field": "tokens"}}
     tooltip = _tooltip(run="", tokens=",", learned=".4f", forgotten="+.4f")
     end = way | {"tooltip": tooltip}
     layers: list[Spec] = [

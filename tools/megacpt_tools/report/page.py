@@ -18,7 +18,7 @@ from megacpt.observe.console import compact
 from megacpt_tools.probe import COLUMNS as COLUMNS_OF_PROBES
 from megacpt_tools.probe import rows_of
 from megacpt_tools.report import charts
-from megacpt_tools.report.charts import Spec
+from megacpt_tools.report.charts import MINUS, Spec
 from megacpt_tools.report.records import RunRecords
 
 COLUMNS = (
@@ -35,7 +35,6 @@ COLUMNS = (
     "area",
     "gap",
 )
-MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,15 @@ def _sections(page: Page, run: RunRecords) -> Any:
         yield _section("Stages and domains", text, chart, rows=rows, columns=["over all domains", "nats per token"])
     if run.tasks:
         chart = page.chart(
-            "tasks", "", "Scores of exported checkpoints; at 0 tokens, the base model's.", charts.tasks(run)
+            "tasks",
+            "",
+            "Scores of exported checkpoints, with standard errors; at 0 tokens, the base model's.",
+            charts.tasks(run),
         )
-        yield _section("Tasks", "Losses and abilities can part: look at both.", chart)
+        columns = ("task", "base", "now", "change")
+        yield _section(
+            "Tasks", "Losses and abilities can part: look at both.", chart, rows=_tasks(run), columns=columns
+        )
     if run.probes:
         last = {probe["name"]: probe for line in run.probes for probe in line["probes"]}
         chart = page.chart(
@@ -244,6 +249,24 @@ def _sections(page: Page, run: RunRecords) -> Any:
         )
 
 
+def _tasks(run: RunRecords) -> list[list[str]]:
+    """Every task: its score by the base model, as it was measured last, and the difference."""
+    scores: dict[str, dict[float, tuple[float, float | None]]] = {}
+    for line in run.tasks:
+        for task, value in line["scores"].items():
+            scores.setdefault(task, {})[line["tokens"]] = (value, line.get("errors", {}).get(task))
+    rows = []
+    for task, found in scores.items():
+        shown = {
+            tokens: f"{value:.3f}" + ("" if error is None else f" \N{PLUS-MINUS SIGN} {error:.3f}")
+            for tokens, (value, error) in found.items()
+        }
+        last = max(found)
+        change = _signed(found[last][0] - found[0][0]) if 0 in found and last else ""
+        rows.append([task, shown.get(0, ""), shown[last] if last else "", change])
+    return rows
+
+
 def _section(title: str, text: str, *shown: Chart, rows: Any = (), columns: Any = ()) -> dict[str, Any]:
     return {"title": title, "text": text, "charts": list(shown), "rows": rows, "columns": columns}
 
@@ -256,7 +279,8 @@ def _comparison(page: Page, runs: Sequence[RunRecords]) -> dict[str, Any]:
         "pareto": page.chart(
             "pareto",
             "",
-            "Large points: where each run stands. Dashed: what no other run beats.",
+            f"Large points: after {compact(charts.tokens_of_all(runs))} tokens, the most that all runs have. "
+            "Dashed: what no other run beats.",
             charts.learned_against_forgotten(runs),
         ),
         "tables": [_at_equal(runs, domains, unit) for unit in units],
@@ -273,8 +297,7 @@ def _comparison(page: Page, runs: Sequence[RunRecords]) -> dict[str, Any]:
 def _at_equal(runs: Sequence[RunRecords], domains: Sequence[str], unit: str) -> dict[str, Any]:
     """Every run's changes from its base at the most tokens, or FLOPs, after which all were evaluated."""
     costs = [1.0 if unit == "tokens" else run.flops_per_token or math.nan for run in runs]
-    measured = (run.evaluations[-1].tokens if run.evaluations else run.tokens for run in runs)
-    common = min(tokens * cost for tokens, cost in zip(measured, costs, strict=True))
+    common = min(charts.tokens_of_all([run]) * cost for run, cost in zip(runs, costs, strict=True))
     rows = []
     for run, cost in zip(runs, costs, strict=True):
         changes = (

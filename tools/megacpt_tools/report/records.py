@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,12 @@ class RunRecords:
             else:
                 phrases.append(f"{name} lost {amount}" if change > 0 else f"{name} was kept, and gained {amount}")
         return "; ".join(phrases)
+
+
+def told_apart(runs: Sequence[RunRecords]) -> list[RunRecords]:
+    """The same runs; those that share a name go by their folders."""
+    names = [run.name for run in runs]
+    return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
 
 
 def _stages(folder: Path, recipe: Mapping[str, Any]) -> tuple[RunStage, ...]:
