@@ -68,11 +68,12 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, capsys: pytest.C
         "import json, pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[3])\n"
         "folder.mkdir()\n"
+        "assert pathlib.Path(sys.argv[1], 'config.json').is_file()\n"
         "assert sys.argv[4:] in ([], ['--include', 'my tasks', '{}'])\n"
         "results = {task: {'acc': len(task) / 9, 'acc_stderr': 0.5} for task in sys.argv[2].split(',')}\n"
         "(folder / 'found.json').write_text(json.dumps({'results': results}))\n"
     )
-    command = ["tasks", str(run), "--base", str(tmp_path), "--command"]
+    command = ["tasks", str(run), "--base", str(run / "model"), "--command"]
     command += [f"{sys.executable} {program} {{model}} {{tasks}} {{output}}", "--tasks"]
     options = ["--all", "--options=--include 'my tasks' {}"]
     for arguments in (["arc"], ["arc,triviaqa"], ["arc", *options], ["triviaqa"]):

@@ -65,17 +65,20 @@ def run(arguments: argparse.Namespace) -> int:
     done = {(line["tokens"], task) for line in read_json_lines(records) for task in line.get("asked", line["scores"])}
     newest = find_checkpoint(arguments.run_folder)
     checkpoints = CheckpointFolder(newest.parent).complete() if arguments.all else [newest]
-    models = [(0, arguments.base)] if arguments.base else []
+    models: list[tuple[int, Path | None]] = [(0, None)] if arguments.base else []
     models += [(int(read_state(checkpoint)["tokens"]), checkpoint) for checkpoint in checkpoints]
-    for position, model in models:
+    for position, checkpoint in models:
         asked = [task for task in arguments.tasks.split(",") if (position, task) not in done]
         if not asked:
             print(f"{position:,} tokens: measured before")
             continue
         with tempfile.TemporaryDirectory(dir=arguments.run_folder, prefix="tasks-") as temporary:
-            exported = model if model is arguments.base else export(model, Path(temporary) / "model")
-            command = f"{arguments.command} {arguments.options}"
-            scores = measure(command, exported, ",".join(asked), Path(temporary) / "results")
+            model, output = Path(temporary) / "model", Path(temporary) / "results"
+            if checkpoint is None:
+                model = arguments.base
+            else:
+                export(checkpoint, model)
+            scores = measure(f"{arguments.command} {arguments.options}", model, ",".join(asked), output)
         line = {
             "tokens": position,
             "asked": asked,

@@ -86,7 +86,14 @@ _CONFIG = {
         "labelFlush": True,
     },
     "axisX": {"grid": False, "domain": True, "domainColor": "var(--line)"},
-    "legend": {"orient": "top", "title": None, "labelColor": "var(--ink)", "labelFontSize": 12, "symbolStrokeWidth": 3},
+    "legend": {
+        "orient": "top",
+        "title": None,
+        "labelColor": "var(--ink)",
+        "labelFontSize": 12,
+        "symbolStrokeWidth": 3,
+        "symbolOpacity": 1,
+    },
     "line": {"strokeWidth": 2},
     "text": {"font": _FONT, "fontSize": 11},
 }
@@ -268,7 +275,12 @@ def stage_matrix(run: RunRecords) -> Spec:
     largest = max((abs(row["change"]) for row in rows), default=0.0) or 1.0
     for row in rows:
         row["strength"] = 0.65 * abs(row["change"]) / largest
-    x = {"field": "domain", "type": "nominal", "sort": None, "axis": {"title": None, "orient": "top", "labelAngle": 0}}
+    x = {
+        "field": "domain",
+        "type": "nominal",
+        "sort": None,
+        "axis": {"title": None, "orient": "top", "labelAngle": 0, "labelFlush": False},
+    }
     y = {"field": "stage", "type": "nominal", "sort": None, "axis": {"title": None, "grid": False, "labelFlush": False}}
     rise = {"condition": {"test": "datum.change > 0", "value": "var(--rise)"}, "value": "var(--fall)"}
     cells = {
@@ -290,7 +302,7 @@ def stage_matrix(run: RunRecords) -> Spec:
         },
         "encoding": {"x": x, "y": y, "text": {"field": "text"}},
     }
-    return _chart(rows, [cells, numbers], height=42 * len(matrix.losses))
+    return _chart(rows, [cells, numbers], height=40 + 40 * len(matrix.losses))
 
 
 def tasks(run: RunRecords) -> Spec:

@@ -177,7 +177,10 @@ def _sections(page: Page, run: RunRecords) -> Any:
             if value is not None
         ]
         chart = page.chart(
-            "stages", "", "Held-out loss after each stage; in brackets its change.", charts.stage_matrix(run)
+            "stages",
+            "",
+            "Held-out loss after each stage, and its change from the base model.",
+            charts.stage_matrix(run),
         )
         text = (
             "Positive transfer is good: later stages helped earlier domains (backward), or earlier stages later ones."
