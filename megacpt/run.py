@@ -114,7 +114,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
 
     facts = versions() | {"the recipe": digest(recipe.model_dump(mode="json")), "the data": digest(history.to_json())}
     skew_seconds = compare_ranks(facts, world.world_size)
-    if skew_seconds > MAX_CLOCK_SKEW_SECONDS:
+    if is_main and skew_seconds > MAX_CLOCK_SKEW_SECONDS:
         logger().warning("the nodes' clocks differ by %.0f s: times in their logs cannot be compared", skew_seconds)
     watchdog = Watchdog(folder / "ranks", world.rank, world.world_size, recipe.guard.hang_timeout_seconds)
     watchdog.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from megacpt.checkpoint.folder import CheckpointFolder, read_state
 from megacpt.data.batch import MicroBatch
 from megacpt.engine.engine import Acceptable, StepResult
 from megacpt.engine.pipelined import PipelinedEngine
@@ -124,17 +126,50 @@ def test_broken_weights_roll_back_and_jump_and_resume_repeats_the_jump(tmp_path:
     assert undisturbed[3]["loss"] != metrics[3]["loss"]
 
 
-def test_a_loss_spike_is_skipped(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_another_layout_repeats_the_jump(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        parallel={"pipeline": 2},
+        evaluation={"every": None, "at_start": False, "at_end": False},
+        guard={"on_spike": "rollback", "patience_steps": 2},
+    )
+    stopped = ["--recipe", str(recipe), "--set", "training.stop_at_step=6"]
+    assert run_ranks(2, planted, stopped, "weights", [4]) == [0, 0]  # rolled back, and jumped at step 4
+    for layout in ("pipeline", "data"):
+        shutil.copytree(tmp_path / "runs" / "small", tmp_path / "runs" / layout)
+        changes = [] if layout == "pipeline" else ["--set", "parallel.pipeline=1"]
+        arguments = ["--recipe", str(recipe), "--set", f"name={layout}", *changes, "--resume", "auto"]
+        assert run_ranks(2, train, arguments) == [0, 0]
+    for one, other in zip(metrics_of(recipe, "pipeline"), metrics_of(recipe, "data"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        counted = [{name: domain["tokens"] for name, domain in record["domains"].items()} for record in (one, other)]
+        assert counted[0] == counted[1]
+    (jump,) = read_state(CheckpointFolder(tmp_path / "runs" / "data" / "checkpoints").complete()[-1])["data"]["jumps"]
+    assert (jump["at_step"], jump["num_samples"]) == (3, 16)
+
+
+@pytest.mark.parametrize("on_spike", cases(["skip", "rollback"], always=["rollback"]))
+def test_a_loss_spike_is_left_out(on_spike: str, tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path,
         training={"tokens": 24 * 8 * 16},
-        guard={"on_spike": "skip", "window_steps": 8},
+        guard={"on_spike": on_spike, "window_steps": 8, "patience_steps": 1},
         evaluation={"every": None},
     )
     assert run_ranks(1, planted, ["--recipe", str(recipe)], "loss", [20]) == [0]
-    assert [record["step"] for record in metrics_of(recipe) if record.get("skipped")] == [20]
-    (event,) = events_of(recipe, "small")
-    assert event["event"] == "spike" and event["loss"] > event["limits"]["loss"]
+    spike, *rollbacks = events_of(recipe, "small")
+    assert spike["event"] == "spike" and spike["loss"] > spike["limits"]["loss"]
+    assert [record["step"] for record in metrics_of(recipe)] == list(range(1, 25))
+    skipped = [record["step"] for record in metrics_of(recipe) if record.get("skipped")]
+    if on_spike == "skip":
+        assert (skipped, rollbacks) == ([20], [])
+    else:
+        (rollback,) = rollbacks
+        assert skipped == []
+        assert (rollback["event"], rollback["to_step"], rollback["jump_at_step"], rollback["num_samples"]) == (
+            "rollback", 18, 20, 8,
+        )  # fmt: skip
 
 
 def test_rollbacks_that_do_not_help_end_in_one_clear_error(tmp_path: Path) -> None:

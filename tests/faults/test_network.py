@@ -16,7 +16,7 @@ from tests.faults.ranks import start
 from tests.parity.runs import evaluations_of, metrics_of, run_command, write_recipe
 
 NODES = ("megacpt-a", "megacpt-b")
-NUM_STEPS = 999
+NUM_STEPS = 160
 """More than are done until the cut, however fast the machine."""
 
 
