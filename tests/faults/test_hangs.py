@@ -50,6 +50,22 @@ def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_clocks_that_differ_are_warned_of_once(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, evaluation={"every": None, "at_start": False, "at_end": False})
+    ahead = """
+import time
+from types import SimpleNamespace
+import megacpt.parallel.preflight as preflight
+preflight.time = SimpleNamespace(time=lambda: time.time() + 3600)
+"""
+    port = free_port()
+    ranks = [start(0, recipe, port), start(1, recipe, port, code=ahead)]
+    said = [rank.communicate(timeout=240)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "warning: the nodes' clocks differ by 3" in said[0] and "clocks" not in said[1]
+
+
+@pytest.mark.slow
 def test_a_rank_that_fails_does_not_wait_for_the_others(tmp_path: Path) -> None:
     """In a step, when it has begun to ask the others whether to stop: an orderly exit would wait for their answer."""
     recipe = write_recipe(tmp_path, parallel={"data": 2}, evaluation={"every": None, "at_start": False})
