@@ -75,6 +75,7 @@ setup(
     data_files=recipe_files(),
     install_requires=[
         "deepspeed>=0.19.8,<0.20",
+        "fastokens>=0.3.5",
         "fsspec>=2024.6",
         "jinja2>=3.1",
         "ninja",

@@ -54,7 +54,7 @@ def cpu_seconds() -> float:
 
 def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
     from megacpt_tools.builder import SMALL_BYTES, BuildOptions, _sampled_texts, build_shards
-    from megacpt_tools.byte_pairs import fastest
+    from megacpt_tools.engine import fastest
     from megacpt_tools.inputs import find_inputs
     from megacpt_tools.tokenizer import open_tokenizer
 
@@ -266,7 +266,7 @@ def write_result(arguments: argparse.Namespace, size_bytes: int, measured: dict[
         f"--megabytes {arguments.megabytes} --rounds {arguments.rounds}",
         "hardware": f"{processor()}; load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores",
         "versions": {name: version(package) for name, package in PACKAGES.items() if name in measured}
-        | {"megacpt": version("megacpt"), "tiktoken": version("tiktoken"), "tokenizers": version("tokenizers")},
+        | {package: version(package) for package in ("megacpt", "fastokens", "tiktoken", "tokenizers")},
         "text": f"{size_bytes / 1e6:.1f} MB of JSON lines, {counts['megacpt']:,} tokens",
         "million_tokens_per_cpu_second": {name: round(rate / 1e6, 3) for name, rate in rates.items()},
         "times_as_fast": {name: round(rates["megacpt"] / rate, 2) for name, rate in rates.items()},

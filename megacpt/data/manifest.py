@@ -35,11 +35,11 @@ class _Section(BaseModel):
 class EngineRecord(_Section):
     """What ran the tokenizer, and why that could be trusted to make its ids."""
 
-    name: Literal["tokenizers", "tiktoken", "sentencepiece"]
+    name: Literal["tokenizers", "tiktoken", "sentencepiece", "fastokens"]
     reason: str | None = None
-    """Why a tokenizer.json was not run by tiktoken, which is faster."""
+    """Why nothing faster ran it."""
     checked_documents: NonNegativeInt = 0
-    """Documents of the input that were encoded by both, with equal ids where tiktoken is the name."""
+    """Documents of the input that were encoded with equal ids by the tokenizer's own library, where it is another."""
     checked_tokens: NonNegativeInt = 0
 
 

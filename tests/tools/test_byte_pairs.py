@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megacpt_tools import byte_pairs as module
-from megacpt_tools.byte_pairs import BytePairs, BytePairTokenizer, byte_pairs, fastest, unproven
+from megacpt_tools.byte_pairs import BytePairs, BytePairTokenizer, byte_pairs, unproven
+from megacpt_tools.engine import fastest
 from megacpt_tools.tokenizer import HuggingFaceTokenizer, open_tokenizer
 from tests.tools.conftest import TEXTS
 
@@ -85,20 +85,7 @@ def test_ids_are_the_librarys(
 )
 def test_what_differs_is_found(change: Change, reason: str, bpe_folder: Path, tmp_path: Path) -> None:
     tokenizer = opened(bpe_folder, tmp_path, change)
-    engine, record = fastest(tokenizer, TEXTS)
+    engine, record = fastest(tokenizer, TEXTS, ["tiktoken"])
     assert engine is tokenizer
     assert record.name == "tokenizers"
     assert reason in (record.reason or "")
-
-
-def test_a_difference_in_the_input_is_found(bpe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = open_tokenizer(bpe_folder)
-    monkeypatch.setattr(module, "_characters", lambda: ())
-    assert fastest(tokenizer, TEXTS)[1].name == "tiktoken"
-    monkeypatch.setattr(module, "GPT2_PATTERN", r"\p{L}+|\P{L}")
-    _, record = fastest(tokenizer, ["a", "the heart", "never compared"])
-    assert (record.name, record.reason, record.checked_documents) == (
-        "tokenizers",
-        "tiktoken encodes documents of the input differently",
-        1,
-    )

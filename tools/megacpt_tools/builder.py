@@ -57,7 +57,7 @@ from megacpt.data.shard import AtomicFile, ShardWriter, dtype_for
 from megacpt.data.where import Where
 from megacpt.errors import DataError
 from megacpt_tools import inputs
-from megacpt_tools.byte_pairs import fastest, reopened
+from megacpt_tools.engine import fastest, reopened
 from megacpt_tools.inputs import HUB_DATASET, Block, DocumentBorder, Fault, Source, find_inputs, read_blocks
 from megacpt_tools.tokenizer import Tokenizer, open_tokenizer
 

@@ -12,8 +12,8 @@ at hand, not assumed:
    the borders of t, or they would be gone; so the merges inside them were those that t's bytes alone go through, in the
    same order; so the neighbours are t's pair (l, r). Hence the pairs that can ever be merged are the checked ones, both
    know them all and rank them alike, and both take the leftmost of equals.
-3. Where the text is split depends on the character classes of two regular expression engines. Every character of the
-   planes that are in use is encoded by both, and documents of the input itself; at one difference tiktoken is not used.
+3. Where the text is split depends on the character classes of two regular expression engines. That is compared, not
+   proven (see `engine`).
 
 A document that tiktoken gives up on (it limits backtracking), that NFC changes, or with a character whose bytes are no
 tokens (the library drops it), goes through the tokenizers library.
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -33,8 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megacpt.data.manifest import EngineRecord
-from megacpt_tools.tokenizer import HuggingFaceTokenizer, Library, Tokenizer, encode_together
+from megacpt_tools.tokenizer import LLAMA3_PATTERN, HuggingFaceTokenizer, Library, encode_together
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel(use_regex) splits by; OpenAI's GPT-2, alternatives in the order of the library."""
@@ -42,8 +40,6 @@ _SINGLE_DIGITS_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]
 """Digits(individual_digits) and then the former: space before a digit ends a piece."""
 _BORDER = "<megacpt:border>"
 """What stands between documents that are encoded together; its id is no document's."""
-_PLANES = ((0x0000, 0xD800), (0xE000, 0x32000), (0xE0000, 0xE0200))
-"""Every plane of Unicode with assigned characters, surrogates left out."""
 
 
 @dataclass(frozen=True)
@@ -107,39 +103,6 @@ class BytePairTokenizer:
         if self._absent_beyond_ascii is not None and self._absent_beyond_ascii.search(text):
             return True
         return self._is_composed and unicodedata.normalize("NFC", text) != text
-
-
-def fastest(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Tokenizer, EngineRecord]:
-    """The tokenizer, run by tiktoken if that is possible and proves equal, and how that was found.
-
-    Args:
-        tokenizer: as opened.
-        texts: documents of the input, which are encoded by both.
-    """
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        return tokenizer, EngineRecord(name=tokenizer.library)
-    pairs = byte_pairs(tokenizer.description)
-    if isinstance(pairs, str):
-        return tokenizer, EngineRecord(name=tokenizer.library, reason=pairs)
-    if fault := unproven(pairs, tokenizer.description):
-        return tokenizer, EngineRecord(name=tokenizer.library, reason=fault)
-    fast = BytePairTokenizer(tokenizer, pairs)
-    if not _agree(tokenizer, fast, _characters())[0]:
-        return tokenizer, EngineRecord(name=tokenizer.library, reason="tiktoken splits some characters differently")
-    are_equal, num_texts, num_tokens = _agree(tokenizer, fast, texts)
-    if not are_equal:
-        reason = "tiktoken encodes documents of the input differently"
-        return tokenizer, EngineRecord(name=tokenizer.library, reason=reason, checked_documents=num_texts)
-    return fast, EngineRecord(name="tiktoken", checked_documents=num_texts, checked_tokens=num_tokens)
-
-
-def reopened(tokenizer: Tokenizer, engine: EngineRecord) -> Tokenizer:
-    """A tokenizer opened again, under the engine that `fastest` found for it; nothing is checked again."""
-    if not isinstance(tokenizer, HuggingFaceTokenizer) or engine.name != "tiktoken":
-        return tokenizer
-    pairs = byte_pairs(tokenizer.description)
-    assert isinstance(pairs, BytePairs)
-    return BytePairTokenizer(tokenizer, pairs)
 
 
 def byte_pairs(description: dict[str, Any]) -> BytePairs | str:
@@ -207,6 +170,32 @@ def unproven(pairs: BytePairs, description: dict[str, Any]) -> str | None:
     return None
 
 
+def llama3_description(ranks: dict[bytes, int]) -> dict[str, Any]:
+    """Llama 3's ranks as the tokenizer.json that has the same ids: the pairs of the proof above are all its merges."""
+    characters = _byte_characters()
+
+    def spelled(token: bytes) -> str:
+        return "".join(characters[byte] for byte in token)
+
+    last_pairs = (_last_pair(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1)
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "ignore_merges": True,
+            "vocab": {spelled(token): rank for token, rank in ranks.items()},
+            "merges": [[spelled(half) for half in pair] for pair in last_pairs if pair is not None],
+        },
+    }
+
+
 def _last_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
     """The two tokens that merging by rank joins last into this one; None if it never forms."""
     parts = [token[at : at + 1] for at in range(len(token))]
@@ -263,22 +252,3 @@ def _unassigned() -> str:
     codes = np.array([code for code in range(0x80, 0x110000) if unicodedata.category(chr(code)) == "Cn"])
     runs = np.split(codes, np.flatnonzero(np.diff(codes) > 1) + 1)
     return "".join(f"\\U{run[0]:08x}-\\U{run[-1]:08x}" for run in runs)
-
-
-def _characters() -> Iterable[str]:
-    """Every character between others of each class, 4096 to a text."""
-    for start, stop in _PLANES:
-        for first in range(start, stop, 4096):
-            yield "".join(f"a{chr(code)}1 {chr(code)}" for code in range(first, min(first + 4096, stop)))
-
-
-def _agree(one: Tokenizer, other: Tokenizer, texts: Iterable[str]) -> tuple[bool, int, int]:
-    """Whether the two encode texts alike, how many texts were compared, and in how many tokens."""
-    num_texts = num_tokens = 0
-    for text in texts:
-        ids = one.encode([text])[0]
-        if not np.array_equal(ids, other.encode([text])[0]):
-            return False, num_texts, num_tokens
-        num_texts += 1
-        num_tokens += ids.size
-    return True, num_texts, num_tokens
