@@ -253,19 +253,22 @@ def damage(
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a run folder.
+    """The checkpoint that `path` means: itself, the milestone RUN/checkpoints/NAME, or the newest of a run folder.
 
     Raises:
         CheckpointError: there is none.
     """
     if (path / MANIFEST).is_file():
         return path
+    siblings = [] if path.exists() else CheckpointFolder(path.parent).complete()
+    if kept := [checkpoint for checkpoint in siblings if path.name in _standing(checkpoint).get("milestones", ())]:
+        return kept[-1]
     newest = CheckpointFolder(path / "checkpoints").newest()
     if newest is None:
         raise CheckpointError(
             "no complete checkpoint here",
             where=str(path),
-            expected="a run folder or one of its checkpoints/step_NNNNNN",
+            expected="a run folder, or one of its checkpoints/step_NNNNNN or checkpoints/MILESTONE",
         )
     return newest
 

@@ -200,6 +200,10 @@ def test_find_checkpoint_takes_a_run_or_a_checkpoint(checkpoints: CheckpointFold
     run = checkpoints.folder.parent
     assert find_checkpoint(run) == second
     assert find_checkpoint(first) == first
+    (first / "state.json").write_text('{"step": 1, "milestones": ["pre_anneal"]}')
+    assert find_checkpoint(checkpoints.folder / "pre_anneal") == first
+    with pytest.raises(CheckpointError, match="no complete checkpoint here"):
+        find_checkpoint(checkpoints.folder / "post_anneal")
     with pytest.raises(CheckpointError, match="no complete checkpoint here"):
         find_checkpoint(checkpoints.folder.parent.parent)
 

@@ -50,7 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _value(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
-    return name, float(number)
+    try:
+        return name, float(number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not DOMAIN=NUMBER, such as general=2") from error
 
 
 def _learn_graph(arguments: argparse.Namespace) -> int:

@@ -151,8 +151,16 @@ def train_agent(
         num_iterations: of the Q-iteration; its error shrinks by `discount` in each.
 
     Raises:
-        DataError: there are no steps to learn from, or every one has the same reward.
+        DataError: there are no steps to learn from, or every one has the same reward; no pilot measured a domain of
+            `value_of`.
     """
+    measured = {name for pilot in trajectories for seen in pilot for name in seen.losses}
+    if unknown := (value_of or {}).keys() - measured:
+        raise DataError(
+            "no pilot measured what a value is stated for",
+            found=", ".join(sorted(unknown)),
+            expected=", ".join(sorted(measured)),
+        )
     steps = [
         (pilot[:t], pilot[t].weights, _reward(pilot[t - 1], pilot[t], value_of or {}), pilot[: t + 1])
         for pilot in trajectories

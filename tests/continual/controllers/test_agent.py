@@ -52,6 +52,11 @@ def test_training_is_deterministic_and_the_files_are_exact(tmp_path: Path) -> No
     assert {path.suffix for path in (tmp_path / "agent").iterdir()} == {".json", ".safetensors"}
 
 
+def test_a_value_of_what_no_pilot_measured_is_refused() -> None:
+    with pytest.raises(DataError, match=r"no pilot measured .*\(found c, expected a, b, useless\)"):
+        train_agent(pilots(1), {"a": 2.0, "c": 2.0})
+
+
 def test_a_trajectory_is_what_was_seen_at_the_decisions() -> None:
     def record(step: int) -> EvaluationRecord:
         losses = {"a": 5.0 - step, "b": 3.0, "anchor": 1.0}
