@@ -56,25 +56,37 @@ def collate(rows: Rows, domains: npt.ArrayLike, label_weights: npt.ArrayLike, do
         label_weights: of the same shape: weight of each of the row's labels, or of each label.
         document_mask: whether documents end predictions and restart positions; else a row is one text.
     """
-    num_rows, width = rows.tokens.shape
     labels = rows.tokens[:, 1:].astype(np.int64)
-    positions = np.broadcast_to(np.arange(width), rows.tokens.shape)
+    weights = _of_labels(label_weights, np.float32, labels.shape)
     if document_mask:
-        starts = rows.document_starts
-        positions = np.arange(rows.tokens.size) - np.repeat(starts, np.diff(starts, append=rows.tokens.size))
-        labels[rows.borders] = IGNORE_INDEX
-    for padded in np.flatnonzero(rows.num_tokens < width):
+        borders = rows.borders
+        labels[borders] = IGNORE_INDEX
+        weights[borders] = 0
+    for padded in np.flatnonzero(rows.num_tokens <= labels.shape[1]):
         labels[padded, max(rows.num_tokens[padded] - 1, 0) :] = IGNORE_INDEX
-    weights = np.where(labels != IGNORE_INDEX, _of_labels(label_weights, np.float32, labels.shape), np.float32(0))
+        weights[padded, max(rows.num_tokens[padded] - 1, 0) :] = 0
     return MicroBatch(
         input_ids=torch.from_numpy(rows.tokens[:, :-1].astype(np.int64)),
-        positions=torch.from_numpy(positions.reshape(num_rows, width)[:, :-1].copy()),
+        positions=torch.from_numpy(_positions(rows, document_mask)),
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(weights),
-        domains=torch.from_numpy(_of_labels(domains, np.int64, labels.shape).copy()),
+        domains=torch.from_numpy(_of_labels(domains, np.int64, labels.shape)),
     )
 
 
+def _positions(rows: Rows, document_mask: bool) -> npt.NDArray[np.int64]:
+    """[B, S] distances from the starts of documents: sums of steps of one, and at a start of a step back to zero."""
+    num_rows, width = rows.tokens.shape
+    steps = np.ones((num_rows, width - 1), dtype=np.int64)
+    steps[:, 0] = 0
+    if document_mask:
+        row, column = np.divmod(rows.document_starts, width)
+        is_inside = (column > 0) & (column < width - 1)
+        lengths = np.diff(rows.document_starts, prepend=0)
+        steps[row[is_inside], column[is_inside]] = 1 - lengths[is_inside]
+    return np.cumsum(steps, axis=1, out=steps)
+
+
 def _of_labels(values: npt.ArrayLike, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Values of rows [B], or of labels [B, S], as values of labels."""
-    return np.broadcast_to(np.asarray(values, dtype=dtype).reshape(shape[0], -1), shape)
+    """Values of rows [B], or of labels [B, S], as values of labels, in an array of its own."""
+    return np.broadcast_to(np.asarray(values, dtype=dtype).reshape(shape[0], -1), shape).copy()
