@@ -70,7 +70,7 @@ def test_a_cut_network_ends_the_run_which_goes_on_when_it_is_back(nodes: None, t
         training={"tokens": NUM_STEPS * 8 * 16},
         evaluation={"every": None},
         checkpoint={"every": 2 * 8 * 16},
-        guard={"hang_timeout_seconds": 5},
+        guard={"hang_timeout_seconds": 15},
     )
     arguments = ["--set", "name=cut", "--resume", "auto"]
     ranks = start_nodes(recipe, *arguments)
