@@ -83,7 +83,8 @@ def _candidates(resume: str | None, run_folder: Path) -> tuple[list[Path], Check
         named = find_checkpoint(Path(resume))
     except CheckpointError as error:
         return [], error
-    return ([named] if named == Path(resume) else CheckpointFolder(named.parent).complete()[::-1]), None
+    is_run = (Path(resume) / named.parent.name).is_dir()
+    return (CheckpointFolder(named.parent).complete()[::-1] if is_run else [named]), None
 
 
 def state(resolved: Resolved, history: History, step: int) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from megacpt.assemble.data import plan
-from megacpt.assemble.resume import FREE, check_continues, choose_checkpoint, continued_history, run_folder, state
+from megacpt.assemble.resume import (
+    FREE,
+    _candidates,
+    check_continues,
+    choose_checkpoint,
+    continued_history,
+    run_folder,
+    state,
+)
 from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.folder import STATE
 from megacpt.data.history import CorpusRecord, History, Settings
@@ -205,6 +213,8 @@ def test_the_newest_or_the_one_named_is_continued(tmp_path: Path) -> None:
     elsewhere = save(other, resolved(tmp_path), 3)
     assert choose_checkpoint("auto", run, Channel()) == newer
     assert choose_checkpoint(str(older), run, Channel()) == older
+    (older / "state.json").write_text('{"milestones": ["pre_anneal"]}')
+    assert _candidates(str(older.with_name("pre_anneal")), run) == ([older], None)
     assert choose_checkpoint(str(other), run, Channel()) == elsewhere
     with pytest.raises(CheckpointError, match="no complete checkpoint here"):
         choose_checkpoint(str(tmp_path / "nowhere"), run, Channel())
