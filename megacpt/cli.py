@@ -7,6 +7,8 @@ second, not a job.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import re
 import sys
@@ -131,6 +133,7 @@ def _curve_of_rates(resolved: Resolved, width: int) -> Text:
 
 def _train(arguments: argparse.Namespace) -> int:
     end = deadline(arguments, time.time())
+    atexit.register(gc.freeze)  # the interpreter would look through a million imported objects: seconds before it ends
     os.umask(os.umask(0) | 0o002)  # containers often have a umask of 0: a run is nobody else's to change
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     resolved: Resolved = resolve(recipe, int(os.environ.get("WORLD_SIZE", "1")))
