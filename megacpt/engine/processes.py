@@ -28,8 +28,10 @@ MEETING_SECONDS = 300.0
 COLLECTIVE_SECONDS = 600.0
 """How long a collective may take, as DeepSpeed has it; a watchdog should speak before."""
 
-COMPILE_SECONDS = 300.0
-"""How long DeepSpeed's collectives for CPUs may compile; a minute is usual."""
+COMPILE_SECONDS = 1200.0
+"""How long DeepSpeed's collectives for CPUs may compile; a minute is usual, a busy machine has taken seven."""
+TOLD_AFTER_SECONDS = 60.0
+"""After how long a wait for them is explained."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,11 @@ def wait_for_compiler(extensions: Path, patience_seconds: float = COMPILE_SECOND
         patience_seconds: a lock that is older was left behind.
     """
     for lock in extensions.rglob("deepspeed_shm_comm/lock"):
+        told_at = time.monotonic() + TOLD_AFTER_SECONDS
         while (age_seconds := _age_seconds(lock)) is not None:
+            if time.monotonic() > told_at:
+                logger().warning("waiting for a process that compiles there; if none does, remove %s", lock)
+                told_at = float("inf")
             if age_seconds > patience_seconds:
                 logger().warning("removed %s: whoever compiled there was killed, %.0f s ago", lock, age_seconds)
                 lock.unlink(missing_ok=True)
