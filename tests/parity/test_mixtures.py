@@ -1,4 +1,4 @@
-"""Runs under every mixture controller, on a pipeline of two: resumed, they are the uninterrupted run."""
+"""Runs under every mixture controller: a resume is the uninterrupted run, layouts decide alike, and stop alike."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megacpt.checkpoint.folder import CheckpointFolder
 from megacpt.continual.controllers.agent import Agent
 from megacpt.continual.skills_graph import SkillsGraph
 from tests.distributed import RankFailure
@@ -63,6 +64,40 @@ def test_resumed_is_uninterrupted(controller: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "runs" / "small" / "checkpoints" / "step_000004"
     assert run_command(2, recipe, "--resume", str(checkpoint)) == [0, 0]
     assert (metrics_of(recipe), evaluations_of(recipe)) == expected
+
+
+@pytest.mark.parametrize("controller", cases(CONTROLLERS, always=("constrained",)))
+def test_every_layout_decides_alike(controller: str, tmp_path: Path) -> None:
+    recipe = write(tmp_path, controller)
+    mixtures: list[list[dict[str, float]]] = []
+    for tensor, data in ((1, 1), (2, 2)):
+        changes = {"name": f"tensor-{tensor}", "parallel.pipeline": 1, "parallel.tensor": tensor}
+        world_size = tensor * data
+        settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+        assert run_command(world_size, recipe, *settings) == [0] * world_size
+        records = metrics_of(recipe, str(changes["name"]))
+        mixtures.append([record["mixture"] for record in records if "mixture" in record])
+    one, four = mixtures
+    assert len({tuple(mixture.values()) for mixture in one}) >= 3, "it decided next to nothing"
+    for expected, found in zip(one, four, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_budget_stops_all_ranks_with_a_checkpoint(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "random_walk")
+    changes = [
+        "lr.peak=0.1",
+        "forgetting={old: 0.0}",
+        "evaluation.over_budget=stop",
+        "evaluation.every=25%",
+        "parallel.tensor=2",
+    ]
+    settings = [part for change in changes for part in ("--set", change)]
+    assert run_command(4, recipe, *settings) == [2] * 4
+    stopped_at = len(metrics_of(recipe))
+    assert 0 < stopped_at < 8
+    newest = CheckpointFolder(tmp_path / "runs" / "small" / "checkpoints").complete()[-1]
+    assert newest.name == f"step_{stopped_at:06d}"
 
 
 def test_killed_between_decision_and_checkpoint_is_uninterrupted(tmp_path: Path) -> None:

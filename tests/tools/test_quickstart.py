@@ -43,7 +43,7 @@ def test_a_step_is_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_the_recipe_fits_the_machine(num_gpus: int, num_processes: int) -> None:
     processes, overrides = quickstart.fit_machine(num_gpus)
     assert processes == num_processes
-    assert resolve(load_recipe(quickstart.RECIPE, overrides), processes).num_steps == 10
+    assert resolve(load_recipe(quickstart.RECIPE, overrides), processes).num_steps == 8
 
 
 def test_the_command_is_one_that_a_user_can_repeat(
