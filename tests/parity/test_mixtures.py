@@ -80,7 +80,8 @@ def test_every_layout_decides_alike(controller: str, tmp_path: Path) -> None:
     one, four = mixtures
     assert len({tuple(mixture.values()) for mixture in one}) >= 3, "it decided next to nothing"
     for expected, found in zip(one, four, strict=True):
-        assert found == pytest.approx(expected, rel=1e-4)
+        # Losses agree to 1e-6; of their differences, some thousandths here, that is up to 1e-3.
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_budget_stops_all_ranks_with_a_checkpoint(tmp_path: Path) -> None:
