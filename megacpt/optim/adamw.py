@@ -106,7 +106,7 @@ class ContinualAdamW(torch.optim.AdamW):
         self.additions = additions
         if additions.decay_to_initial:
             groups = [{**group, "weight_decay": 0.0, "pull": group["weight_decay"]} for group in groups]
-        super().__init__(groups, lr=0.0, betas=betas, eps=eps, fused=torch.cuda.is_available() or None)
+        super().__init__(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
     def set_rate(self, learning_rate: float) -> None:
         """The learning rate of the next update."""

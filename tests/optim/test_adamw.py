@@ -31,7 +31,7 @@ def test_without_additions_it_is_torchs() -> None:
     _, _, history = trained()
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(4, 3, generator=generator))
-    plain = torch.optim.AdamW([weight], lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY)
+    plain = torch.optim.AdamW([weight], lr=RATE, betas=(0.9, 0.95), weight_decay=DECAY, fused=True)
     for after in history[1:]:
         weight.grad = torch.randn(4, 3, generator=generator)
         plain.step()
@@ -67,7 +67,7 @@ def test_decay_to_the_initial_weights_pulls_there() -> None:
     generator = torch.Generator().manual_seed(0)
     initial = torch.randn(4, 3, generator=generator)
     weight = nn.Parameter(initial.clone())
-    undecayed = torch.optim.AdamW([weight], lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    undecayed = torch.optim.AdamW([weight], lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for after in history[1:]:
         weight.grad = torch.randn(4, 3, generator=generator)
         with torch.no_grad():
