@@ -38,6 +38,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from megacpt.errors import DataError
@@ -114,15 +115,19 @@ class Shard:
 
     def read(self, start: int, count: int) -> NDArray:
         """Tokens [start, start + count) in the shard's dtype, as an array of its own."""
+        _check_range(start, start + count, self.num_tokens)
         tokens = np.empty(count, self.dtype)
         self._read(_open(self).bin, start, tokens)
         return tokens
 
-    def read_into(self, out: NDArray, places: Iterable[int], starts: Iterable[int]) -> None:
+    def read_into(self, out: NDArray, places: Sequence[int], starts: Sequence[int]) -> None:
         """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count], contiguous.
 
         Rows of the shard's own dtype are read where they belong, others are converted.
         """
+        if not starts:
+            return
+        _check_range(min(starts), max(starts) + out.shape[1], self.num_tokens)
         bin_file = _open(self).bin
         if out.dtype == self.dtype:
             for place, start in zip(places, starts, strict=True):
@@ -140,7 +145,6 @@ class Shard:
             os.posix_fadvise(bin_file, start * size, count * size, os.POSIX_FADV_WILLNEED)
 
     def _read(self, bin_file: int, start: int, tokens: NDArray) -> None:
-        _check_range(start, start + tokens.size, self.num_tokens)
         offset = start * self.dtype.itemsize
         num_bytes = os.preadv(bin_file, [tokens.data], offset)
         while num_bytes < tokens.nbytes:  # a read may be cut short, by a signal or at 2 GiB
@@ -166,11 +170,11 @@ class Shard:
         self, starts: NDArray[np.int64], stops: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The `document_starts` of many ranges, end to end, and how many each range has: [M], [N]."""
-        if starts.size == 0:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
         if (starts > stops).any():
             raise IndexError("a range ends before it starts")
-        _check_range(int(starts.min()), int(stops.max()), self.num_tokens)
+        _check_range(int(starts.min(initial=0)), int(stops.max(initial=0)), self.num_tokens)
+        if not (starts.size and self.num_tokens):
+            return np.empty(0, np.int64), np.zeros(starts.size, np.int64)
         index = _open(self)
         first, last = self._documents_between(index, starts, stops)
         counts = last - first
@@ -267,17 +271,30 @@ class Shard:
         first, last, missed = np.empty_like(starts), np.empty_like(starts), np.arange(starts.size)
         length = int(2 * (stops - starts).max() / mean)
         for margin in _MARGINS:  # the wider ones for rows beside a document of many times the mean length
-            left = np.clip(guess[missed] - margin, 0, self.num_documents).astype(np.int64)
-            window = np.minimum(left[:, None] + np.arange(2 * margin + min(length, 1000)), self.num_documents)
-            offsets = self._document_offsets(index, window)
-            before, inside = offsets < starts[missed, None], offsets < stops[missed, None]
+            width = min(2 * margin + min(length, 1000), self.num_documents)
+            left = np.clip(guess[missed] - margin, 0, self.num_documents - width).astype(np.int64)
+            begins = self._windows(index, left, width)
+            before = begins < starts[missed, None] * self.dtype.itemsize
+            inside = begins < stops[missed, None] * self.dtype.itemsize
             first[missed], last[missed] = left + before.sum(axis=1), left + inside.sum(axis=1)
-            missed = missed[((left > 0) & ~before[:, 0]) | inside[:, -1]]
+            is_behind, is_ahead = ~before[:, 0] & (left > 0), inside[:, -1] & (left + width < self.num_documents)
+            missed = missed[is_behind | is_ahead]
             if not missed.size:
                 return first, last
         first[missed] = self._first_documents(index, starts[missed])
         last[missed] = self._first_documents(index, stops[missed])
         return first, last
+
+    def _windows(self, index: _OpenShard, left: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+        """Where the `width` documents from each `left` on begin, in bytes: [N, width].
+
+        Runs of neighbours are copied whole: a tenth of the time of fetching them one by one.
+        """
+        sequences = sliding_window_view(index.document_indices[:-1], width)[left]
+        is_one_each = (sequences == sequences[:, :1] + np.arange(width)).all()
+        if is_one_each and sequences[:, -1].max() < index.pointers.size:
+            return sliding_window_view(index.pointers, width)[sequences[:, 0]]
+        return self._document_offsets(index, left[:, None] + np.arange(width)) * self.dtype.itemsize
 
     def _first_documents(self, index: _OpenShard, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each token the first document that starts there or later; num_documents if none does."""

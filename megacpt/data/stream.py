@@ -139,8 +139,8 @@ def _locate(cuts: Sequence[Cut], which: Int64s, ordinals: Int64s) -> tuple[Int64
     numbers = np.where(later > 0, beyond_first % num_rows, ordinals - first_ordinal)
     windows = np.array([cut.window_rows or MAX_SAMPLES for cut in cuts])[which]
     window, inside = np.divmod(numbers, windows)
-    asked, permutation = np.unique(np.stack([which, later, window]), axis=1, return_inverse=True)
-    orders = [_order(cuts[cut], cuts[cut].first_epoch + epoch, window) for cut, epoch, window in asked.T.tolist()]
+    asked, permutation = _distinct(which, later, window)
+    orders = [_order(cuts[cut], cuts[cut].first_epoch + epoch, window) for cut, epoch, window in asked]
     rows = window * windows + permute(inside, orders, permutation)
     for number, cut in enumerate(cuts):
         if cut.before is not None:
@@ -151,6 +151,18 @@ def _locate(cuts: Sequence[Cut], which: Int64s, ordinals: Int64s) -> tuple[Int64
             carried = cut.first_ordinal + places[places < cut.num_carried]
             rows[left] = _locate([cut.before], np.zeros(len(left), dtype=np.int64), carried)[1]
     return first_epoch + later, rows
+
+
+def _distinct(*columns: Int64s) -> tuple[list[tuple[int, ...]], Int64s]:
+    """The distinct rows of equally long columns, and the place of every row among them: [N]."""
+    order = np.lexsort(columns)
+    is_first = np.zeros(order.size, dtype=np.bool_)
+    is_first[:1] = True
+    for column in columns:
+        is_first[1:] |= np.diff(column[order]) != 0
+    places = np.empty_like(order)
+    places[order] = np.cumsum(is_first) - 1
+    return list(zip(*(column[order[is_first]].tolist() for column in columns), strict=True)), places
 
 
 @lru_cache(maxsize=1024)
@@ -228,10 +240,11 @@ class Stream:
 
     def rows(self, location: Location) -> Rows:
         """Return the tokens and document boundaries of located rows of one sequence length, in their order: [N]."""
-        (width,) = {cut.sequence_length + 1 for _, _, cut in self._by_cut(location)}
+        parts = list(self._by_cut(location))
+        (width,) = {cut.sequence_length + 1 for _, _, cut in parts}
         tokens = np.empty((location.row.size, width), dtype=np.int32)
         document_starts = [np.arange(len(tokens)) * width]
-        for asked, text, _ in self._by_cut(location):
+        for asked, text, _ in parts:
             document_starts.append(text.read_into(tokens, asked, location.row[asked])[0])
         return Rows(tokens, np.sort(np.concatenate(document_starts)), np.full(len(tokens), width))
 
@@ -287,13 +300,12 @@ class Stream:
 
     def _by_cut(self, location: Location) -> Iterator[tuple[Int64s, CutText, Cut]]:
         """The places, text and cut of located rows, for each domain and cut that is among them."""
-        for domain in np.unique(location.domain):
+        asked, places = _distinct(location.domain, location.cut)
+        for number, (domain, cut) in enumerate(asked):
             name = self.names[domain]
             if name not in self.corpora:
                 raise DataError("the domain's tokens are not at hand", where=f"domain {name}")
-            for cut in np.unique(location.cut[location.domain == domain]):
-                asked = np.flatnonzero((location.domain == domain) & (location.cut == cut))
-                yield asked, self._text(domain, cut), self.cuts[domain][cut]
+            yield np.flatnonzero(places == number), self._text(domain, cut), self.cuts[domain][cut]
 
     def _make_text(self, domain: int, cut: int) -> CutText:
         return self.cuts[domain][cut].text(self.corpora[self.names[domain]])

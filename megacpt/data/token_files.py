@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +37,7 @@ class TokenFile(Protocol):
     @property
     def num_documents(self) -> int: ...
     def read(self, start: int, count: int) -> NDArray: ...
-    def read_into(self, out: NDArray, places: Iterable[int], starts: Iterable[int]) -> None: ...
+    def read_into(self, out: NDArray, places: Sequence[int], starts: Sequence[int]) -> None: ...
     def will_need(self, starts: Iterable[int], count: int) -> None: ...
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]: ...
     def document_starts_many(
@@ -73,7 +73,7 @@ class _MappedTokens(ABC):
         """Tokens [start, start + count), as a read-only view of the mapped file."""
         return self._tokens[start : start + count]
 
-    def read_into(self, out: NDArray, places: Iterable[int], starts: Iterable[int]) -> None:
+    def read_into(self, out: NDArray, places: Sequence[int], starts: Sequence[int]) -> None:
         """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count]."""
         for place, start in zip(places, starts, strict=True):
             out[place] = self.read(start, out.shape[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megacpt.data import shard as shard_module
@@ -97,21 +97,43 @@ def test_documents_added_together_equal_documents_added_singly(tmp_path: Path) -
         assert (tmp_path / f"single.{suffix}").read_bytes() == (tmp_path / f"together.{suffix}").read_bytes()
 
 
+LENGTHS = st.integers(0, 6)
+
+
 @given(
-    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=30).filter(any),
+    documents=st.lists(st.lists(LENGTHS, min_size=1, max_size=1), max_size=30)
+    | st.lists(st.lists(LENGTHS, max_size=3)),
     ranges=st.lists(st.tuples(st.integers(0, 180), st.integers(0, 20)), max_size=30),
 )
+@example(documents=[[2], [3], []], ranges=[(0, 5), (1, 3)])
 def test_many_ranges_are_found_as_each_alone(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], ranges: list[tuple[int, int]]
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], ranges: list[tuple[int, int]]
 ) -> None:
-    shard = write(tmp_path_factory.mktemp("shard") / "a", [[7] * length for length in lengths])
+    lengths = [length for document in documents for length in document]
+    first_sequences = [sum(map(len, documents[:at])) for at in range(len(documents) + 1)]
+    prefix = tmp_path_factory.mktemp("shard") / "a"
+    shard = Shard(write_by_hand(prefix, [7] * sum(lengths), lengths, first_sequences))
     starts = np.array([min(start, shard.num_tokens) for start, _ in ranges], dtype=np.int64)
     stops = np.minimum(starts + np.array([length for _, length in ranges], dtype=np.int64), shard.num_tokens)
     offsets, counts = shard.document_starts_many(starts, stops)
-    begins = {sum(lengths[:at]) for at, length in enumerate(lengths) if length}
+    begins = {sum(map(sum, documents[:at])) for at, document in enumerate(documents) if any(document)}
     expected = [sorted(d for d in begins if start <= d < stop) for start, stop in zip(starts, stops, strict=True)]
     assert offsets.tolist() == [offset for each in expected for offset in each]
     assert counts.tolist() == [len(each) for each in expected]
+
+
+@pytest.mark.parametrize("long_tokens", [1, 50_000, 3_000_000])
+def test_documents_beside_one_of_many_times_the_mean_length_are_found(tmp_path: Path, long_tokens: int) -> None:
+    lengths = np.random.default_rng(0).integers(0, 20, 8000)
+    lengths[[17, 4000, 4001]] = long_tokens
+    with ShardWriter(tmp_path / "a", "u1") as writer:
+        writer.add_documents(np.zeros(lengths.sum(), np.uint8), lengths)
+    starts = np.random.default_rng(1).integers(0, lengths.sum() - 64, 2000)
+    offsets, counts = Shard(tmp_path / "a").document_starts_many(starts, starts + 64)
+    begins = np.unique(np.cumsum(lengths[:-1]))
+    first, last = np.searchsorted(begins, starts), np.searchsorted(begins, starts + 64)
+    assert counts.tolist() == (last - first).tolist()
+    assert offsets.tolist() == [begin for one, other in zip(first, last, strict=True) for begin in begins[one:other]]
 
 
 def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
