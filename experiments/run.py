@@ -38,15 +38,6 @@ from megacpt_tools.report.records import RunRecords
 STUDIES = Path(__file__).parent
 BASE_MODEL = corpora.FOLDER / "base-model"
 SEEDS = (1, 2)
-PRELOADED = [
-    "megacpt.run",
-    "torch._dynamo",
-    "transformers.models.llama.modeling_llama",
-    "deepspeed.pipe",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.runtime.zero.muon.original_muon",
-]
-"""What every run imports, some of it late."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ def arms(study: Path) -> list[Arm]:
 def fresh_processes() -> ProcessPoolExecutor:
     """A process for each run, one at a time, forked from one that has imported everything."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["tests.preload"])
     return ProcessPoolExecutor(1, context, max_tasks_per_child=1)
 
 

@@ -1,4 +1,4 @@
-"""What the fork server of `tests.distributed` imports once, so that no rank has to."""
+"""What the fork servers of `tests.distributed` and `experiments.run` import once, so that no rank has to."""
 
 from __future__ import annotations
 
