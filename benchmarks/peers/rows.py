@@ -11,7 +11,7 @@ import importlib.util
 import json
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -93,6 +93,26 @@ def write_corpora(folder: Path, num_tokens: int) -> None:
         ids[np.cumsum(lengths) - 1] = EOS_ID
         with ShardWriter(folder / name, np.dtype("<i4")) as writer:
             writer.add_documents(ids, lengths)
+
+
+def _by_number(dataset: Any, state: Any) -> Opened:
+    """A run that reads a dataset's rows by their numbers, over and over; its state is the next one."""
+    at = state or 0
+
+    def read(num_rows: int) -> int:
+        nonlocal at
+        for k in range(at, at + num_rows):
+            dataset[k % len(dataset)]
+        at += num_rows
+        return num_rows
+
+    return Opened(read, lambda: at)
+
+
+def _again_and_again(dataset: Iterable[Any]) -> Iterator[Any]:
+    """What a dataset gives, epoch after epoch."""
+    while True:
+        yield from dataset
 
 
 # --- megacpt ---------------------------------------------------------------------------------------------
@@ -195,17 +215,7 @@ def _megatron(corpora: Corpora, state: Any, *, resets: bool) -> Opened:
         eod_mask_loss=resets,
         create_attention_mask=False,
     )
-    dataset = BlendedMegatronDatasetBuilder(GPTDataset, [20_000, 0, 0], lambda: True, config).build()[0]
-    at = state or 0
-
-    def read(num_rows: int) -> int:
-        nonlocal at
-        for k in range(at, at + num_rows):
-            dataset[k % len(dataset)]
-        at += num_rows
-        return num_rows
-
-    return Opened(read, lambda: at)
+    return _by_number(BlendedMegatronDatasetBuilder(GPTDataset, [20_000, 0, 0], lambda: True, config).build()[0], state)
 
 
 def _megatron_index(num_samples: int, length: int) -> object:
@@ -264,17 +274,11 @@ def _streaming(corpora: Corpora, state: Any) -> Opened:
     dataset = streaming.StreamingDataset(streams=parts, shuffle=True, batch_size=1, allow_unsafe_types=True)
     if state is not None:
         dataset.load_state_dict(state)
-    rows, num_read = iter(dataset), 0
+    rows, num_read = _again_and_again(dataset), 0
 
     def read(num_rows: int) -> int:
-        nonlocal rows, num_read
-        found = 0
-        while found < num_rows:
-            for _ in islice(rows, num_rows - found):
-                found += 1
-            if found < num_rows:
-                rows = iter(dataset)
-        num_read += num_rows
+        nonlocal num_read
+        num_read += sum(1 for _ in islice(rows, num_rows))
         return num_rows
 
     return Opened(read, lambda: dataset.state_dict(num_read % len(dataset), True))
@@ -322,17 +326,12 @@ def _litdata(corpora: Corpora, state: Any) -> Opened:
     loader = StreamingDataLoader(mixed, batch_size=8, num_workers=0)
     if state is not None:
         loader.load_state_dict(state)
-    batches = iter(loader)
+    batches = _again_and_again(loader)
 
     def read(num_rows: int) -> int:
-        nonlocal batches
         found = 0
         while found < num_rows:
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(loader)
-            else:
-                found += len(batch)
+            found += len(next(batches))
         return found
 
     return Opened(read, loader.state_dict)
@@ -355,17 +354,8 @@ def _datasets(corpora: Corpora, state: Any) -> Opened:
     import datasets
 
     parts = [datasets.load_from_disk(str(corpora.folder / "datasets" / name)).shuffle(seed=0) for name in WEIGHTS]
-    mixed = datasets.interleave_datasets(parts, probabilities=list(WEIGHTS.values()), seed=0).with_format("numpy")
-    at = state or 0
-
-    def read(num_rows: int) -> int:
-        nonlocal at
-        for k in range(at, at + num_rows):
-            mixed[k % len(mixed)]
-        at += num_rows
-        return num_rows
-
-    return Opened(read, lambda: at)
+    mixed = datasets.interleave_datasets(parts, probabilities=list(WEIGHTS.values()), seed=0)
+    return _by_number(mixed.with_format("numpy"), state)
 
 
 def _datasets_iterable(corpora: Corpora, state: Any) -> Opened:
@@ -382,19 +372,8 @@ def _datasets_iterable(corpora: Corpora, state: Any) -> Opened:
     ).with_format("numpy")
     if state is not None:
         mixed.load_state_dict(state)
-    rows = iter(mixed)
-
-    def read(num_rows: int) -> int:
-        nonlocal rows
-        found = 0
-        while found < num_rows:
-            for _ in islice(rows, num_rows - found):
-                found += 1
-            if found < num_rows:
-                rows = iter(mixed)
-        return num_rows
-
-    return Opened(read, mixed.state_dict)
+    rows = _again_and_again(mixed)
+    return Opened(lambda num_rows: sum(1 for _ in islice(rows, num_rows)), mixed.state_dict)
 
 
 def _datasets_index(num_samples: int, length: int) -> object:
