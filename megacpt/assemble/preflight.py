@@ -34,7 +34,7 @@ from megacpt.model.probe import probe
 from megacpt.observe.log import logger
 from megacpt.parallel.slices import Slice
 from megacpt.recipe import Architecture, Recipe, Resolved, checkpoint_bytes, num_checkpoints
-from megacpt.units import counted
+from megacpt.units import counted, rounded_bytes
 
 PART_OF_THE_HEAD = Slice(dim=0, index=8, count=16)
 """Rows from the middle of the vocabulary, where no token is reserved: enough to tell a head from an embedding."""
@@ -119,7 +119,7 @@ def check_writable(folder: Path) -> None:
         LaunchError: it cannot.
     """
     try:
-        with TemporaryFile(dir=next(path for path in (folder, *folder.absolute().parents) if path.exists())):
+        with TemporaryFile(dir=_existing(folder)):
             pass
     except OSError as error:
         raise LaunchError(
@@ -137,16 +137,14 @@ def check_disk(resolved: Resolved, architecture: Architecture, folder: Path, cha
         CheckpointError: not even one fits.
     """
     checkpoints, settings = folder.absolute() / "checkpoints", resolved.recipe.checkpoint
-    free_bytes: int = channel.broadcast(
-        shutil.disk_usage(next(path for path in checkpoints.parents if path.exists())).free
-    )
+    free_bytes: int = channel.broadcast(shutil.disk_usage(_existing(checkpoints)).free)
     each_bytes = checkpoint_bytes(architecture)
     if free_bytes < each_bytes and (settings.at_end or resolved.checkpoint_every_steps or resolved.milestones_tokens):
         raise CheckpointError(
             "the disk has no room for one checkpoint",
             where=str(folder),
-            found=f"{free_bytes / 2**30:.3g} GiB left",
-            expected=f"{each_bytes / 2**30:.3g} GiB",
+            found=f"{rounded_bytes(free_bytes)} left",
+            expected=rounded_bytes(each_bytes),
             hint="Make room, or set logging.folder to another disk.",
         )
     if not channel.is_main:
@@ -155,10 +153,15 @@ def check_disk(resolved: Resolved, architecture: Architecture, folder: Path, cha
     needed_bytes = num_checkpoints(resolved) * each_bytes - present_bytes
     if needed_bytes > free_bytes:
         logger().warning(
-            "the checkpoints of this run may take %.3g GiB more, and %s has %.3g GiB left: make room, lower "
+            "the checkpoints of this run may take %s more, and %s has %s left: make room, lower "
             "checkpoint.keep_last, or set logging.folder to another disk",
-            *(needed_bytes / 2**30, folder, free_bytes / 2**30),
+            *(rounded_bytes(needed_bytes), folder, rounded_bytes(free_bytes)),
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 @dataclass(frozen=True)
