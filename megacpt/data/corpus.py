@@ -126,6 +126,12 @@ class Corpus:
         pieces = [offset + shard.document_offsets()[:-1] for offset, shard in pairs]
         return np.concatenate([*pieces, [self.num_tokens]])
 
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns that any of its shards keeps; corpora without manifests keep none."""
+        shards = [shard for _, manifest in self.folders for shard in manifest.shards]
+        return tuple(dict.fromkeys(name for shard in shards for file in shard.columns for name in file.names))
+
     def columns(self, names: Sequence[str]) -> pyarrow.Table:
         """The named columns of all documents, in reading order; those that nobody kept are left out.
 

@@ -29,27 +29,23 @@ def is_held_out(hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     return hashes < share * 2.0**64
 
 
+def is_text(kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+
 def column_is_held_out(columns: pyarrow.Table, name: str, share: float) -> NDArray[np.bool_]:
     """The same for documents by a column of theirs; one without a value is not held out.
 
     Raises:
-        DataError: there is no such column, or it holds neither text nor whole numbers.
+        DataError: it holds neither text nor whole numbers.
     """
-    if name not in columns.column_names:
-        raise DataError(
-            f"the documents have no column {name!r}",
-            where=f"held_out_by {name}",
-            found=", ".join(columns.column_names),
-            hint=f"Columns are kept by megacpt shards build --keep-columns {name}.",
-        )
     column = columns.column(name)
     known = column.is_valid().to_numpy()
     chosen = np.zeros(known.size, np.bool_)
     if name == TEXT_HASH:
         hashes = column.drop_null().cast(pyarrow.uint64()).to_numpy()
-    elif any(
-        kind(column.type) for kind in (pyarrow.types.is_integer, pyarrow.types.is_string, pyarrow.types.is_large_string)
-    ):
+    elif pyarrow.types.is_integer(column.type) or is_text(column.type):
         hashes = hashes_of(value.encode() for value in column.drop_null().cast(pyarrow.large_string()).to_pylist())
     else:
         raise DataError(

@@ -8,7 +8,7 @@ In another order most runs are single documents, and a row is as many reads as i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from megacpt.data.corpus import Corpus
-from megacpt.data.hash_split import TEXT_HASH, column_is_held_out
+from megacpt.data.hash_split import TEXT_HASH, column_is_held_out, is_text
 from megacpt.data.manifest import NUMBER, TokenizerRecord
 from megacpt.data.order import mix64
 from megacpt.data.where import Where
@@ -184,9 +184,10 @@ def select(corpus: Corpus, subset: Subset, order_by: str | None = None, descendi
     condition = Where(subset.where) if subset.where is not None else None
     lengths = np.diff(corpus.document_offsets())
     hashed_by = subset.held_out_by if subset.held_out_share else None
-    asked = [*(condition.names if condition else ()), *filter(None, (subset.rank_by, order_by, hashed_by)), TEXT_BYTES]
-    columns = corpus.columns([name for name in dict.fromkeys(asked) if name != NUM_TOKENS])
-    columns = columns.set_column(columns.column_names.index(NUMBER), NUM_TOKENS, pyarrow.array(lengths))
+    asked_by = {name: f"condition {subset.where!r}" for name in (condition.names if condition else ())}
+    named = {"rank_by": subset.rank_by, "order_by": order_by, "held_out_by": hashed_by}
+    asked_by |= {name: f"{key} {name}" for key, name in named.items() if name is not None}
+    columns = _columns(corpus, asked_by, lengths)
     kept = np.ones(corpus.num_documents, np.bool_)
     removed: list[Removed] = []
 
@@ -232,7 +233,7 @@ def select(corpus: Corpus, subset: Subset, order_by: str | None = None, descendi
 
 def _ranked(columns: pyarrow.Table, name: str, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The numbers of the kept documents that have a value, by rising value; equals in their order."""
-    column = _column(columns, name, "rank_by")
+    column = columns.column(name)
     if not (pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type)):
         raise DataError("documents are ranked by numbers", where=f"rank_by {name}", found=column.type)
     values = column.cast(pyarrow.float64()).to_numpy()
@@ -242,8 +243,8 @@ def _ranked(columns: pyarrow.Table, name: str, kept: NDArray[np.bool_]) -> NDArr
 
 def _ordered(columns: pyarrow.Table, name: str, descending: bool, documents: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of the documents that have a value, by it; equals by a hash of their number, for neighbours are alike."""
-    values = _column(columns, name, "order_by").take(documents)
-    if not any(kind(values.type) for kind in (pyarrow.types.is_integer, pyarrow.types.is_floating, _is_text)):
+    values = columns.column(name).take(documents)
+    if not any(kind(values.type) for kind in (pyarrow.types.is_integer, pyarrow.types.is_floating, is_text)):
         raise DataError("documents are ordered by numbers or text", where=f"order_by {name}", found=values.type)
     ties = mix64(documents.astype(np.uint64), np.uint64(0))
     table = pyarrow.table({"value": values, "tie": ties, "document": documents})
@@ -255,16 +256,16 @@ def _ordered(columns: pyarrow.Table, name: str, descending: bool, documents: NDA
     return ordered
 
 
-def _is_text(kind: pyarrow.DataType) -> bool:
-    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
-
-
-def _column(columns: pyarrow.Table, name: str, asked_by: str) -> pyarrow.ChunkedArray:
-    if name not in columns.column_names:
-        raise DataError(
-            f"the documents have no column {name!r}",
-            where=f"{asked_by} {name}",
-            found=", ".join(columns.column_names),
-            hint="Columns are kept by megacpt shards build --keep-columns.",
-        )
-    return columns.column(name)
+def _columns(corpus: Corpus, asked_by: Mapping[str, str], lengths: NDArray[np.int64]) -> pyarrow.Table:
+    """The columns that are asked for, and those that every corpus has."""
+    kept = [name for name in corpus.column_names if name != NUM_TOKENS]
+    for name, where in asked_by.items():
+        if name not in (*kept, NUM_TOKENS):
+            raise DataError(
+                f"the documents have no column {name!r}",
+                where=where,
+                found=", ".join([*kept, NUM_TOKENS]),
+                hint=f"Columns are kept by megacpt shards build --keep-columns {name}.",
+            )
+    columns = corpus.columns([name for name in kept if name in (*asked_by, TEXT_BYTES)])
+    return columns.set_column(columns.column_names.index(NUMBER), NUM_TOKENS, pyarrow.array(lengths))

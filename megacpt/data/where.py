@@ -58,19 +58,11 @@ class Where:
         return self._condition(self._tree)
 
     def mask(self, columns: pyarrow.Table) -> NDArray[np.bool_]:
-        """Which rows satisfy it: bool [rows].
+        """Which rows of a table with its columns satisfy it: bool [rows].
 
         Raises:
-            DataError: a column that the table does not have, or that cannot be compared with the value.
+            DataError: a column that cannot be compared with the value.
         """
-        for name in self.names:
-            if name not in columns.column_names:
-                raise DataError(
-                    f"the documents have no column {name!r}",
-                    where=f"condition {self.text!r}",
-                    found=", ".join(columns.column_names) or "no columns",
-                    hint="Columns are kept by megacpt shards build --keep-columns.",
-                )
         columns = columns.select(self.names)
         for place, name in enumerate(self.names):
             if pyarrow.types.is_temporal(columns.schema.field(name).type):

@@ -157,7 +157,7 @@ def test_another_subset_has_another_identity(corpus: Corpus) -> None:
     ("subset", "fault"),
     [
         (Subset(where="score > 1"), "no tokens are left.*where score > 1 removes 6 documents"),
-        (Subset(where="year > 1"), "no column 'year'"),
+        (Subset(where="year > 1"), r"no column 'year' \(found score, text_bytes, num_tokens\).*--keep-columns year"),
         (Subset(rank_by="year", top_tokens=1), "no column 'year'"),
     ],
 )
