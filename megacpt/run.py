@@ -134,16 +134,17 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         logger().warning("the learning rate was %.3g at the checkpoint, and goes on with %.3g", *jump)
 
     # What happens at and between steps.
-    if is_main and not (folder / MODEL_FILES).exists():
-        model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
-    if is_main:
-        data.keep_insertions(stream, folder, origin, first_step)
-    shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.num_steps)
-    shown |= data.describe_objective(recipe, stream.history)
     events = Events(folder if is_main else None)
     events.write("start", step=first_step, world_size=world.world_size)
     due = occasions(resolved, stream.history)
-    sinks = open_sinks(resolved, folder, first_step, shown, due, origin) if is_main else []
+    sinks = []
+    if is_main:
+        if not (folder / MODEL_FILES).exists():
+            model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
+        data.keep_insertions(stream, folder, origin, first_step)
+        shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.num_steps)
+        shown |= data.describe_objective(recipe, stream.history)
+        sinks = open_sinks(resolved, folder, first_step, shown, due, origin)
     stopping = Stopping(Agreement(world.world_size), start.signalled, start.deadline)
     loader = data.loader(resolved, stream, place, first_step)
     guard = Guard(GuardSettings(**recipe.guard.model_dump(exclude={"hang_timeout_seconds"})), events, loader)

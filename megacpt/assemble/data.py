@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from megacpt.data.corpus import Corpus, open_corpus
-from megacpt.data.hash_split import TEXT_HASH
 from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.data.insertions import DOMAIN as INSERTIONS
@@ -42,13 +41,13 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
         if not paths:
             continue
         key = f"data.domains.{name}.{part}"
+        split = Subset()
+        if domain.held_out_share:
+            split = Subset(held_out_share=domain.held_out_share, held_out_by=domain.held_out_by)
         try:
             whole = open_corpus(paths)
             corpus: Corpus | View = whole
-            split = Subset(held_out_share=domain.held_out_share, held_out_by=domain.held_out_by)
-            if is_divided:
-                corpus = select(whole, replace(split, is_held_out=True))
-            elif part == "shards":
+            if part == "shards":
                 subset = replace(
                     split,
                     where=domain.where,
@@ -56,8 +55,10 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
                     top_tokens=domain.top_tokens,
                     quantiles=domain.quantiles,
                 )
-                if replace(subset, held_out_by=TEXT_HASH) != Subset() or domain.order_by:
+                if subset != Subset() or domain.order_by:
                     corpus = select(whole, subset, domain.order_by, domain.order == "descending")
+            elif is_divided:
+                corpus = select(whole, replace(split, is_held_out=True))
         except DataError as error:
             error.where = f"{recipe.where(key)}: {error.where}" if error.where else recipe.where(key)
             raise

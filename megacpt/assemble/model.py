@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -219,12 +220,12 @@ def special_tokens(recipe: Recipe, folder: Path | None) -> SpecialTokens | None:
 
 
 def encoder(recipe: Recipe, folder: Path | None) -> Callable[[str], list[int]] | None:
-    """Text -> ids, without special tokens; None where there is no tokenizer.json."""
+    """Text -> ids, without special tokens; None where there is no tokenizer.json. It is read when text comes."""
     path = _tokenizer_file(recipe, folder)
     if path is None:
         return None
-    library = open_library(path)
-    return lambda text: list(library.encode(text, add_special_tokens=False).ids)
+    library = cache(partial(open_library, path))
+    return lambda text: list(library().encode(text, add_special_tokens=False).ids)
 
 
 def _tokenizer_file(recipe: Recipe, folder: Path | None) -> Path | None:
