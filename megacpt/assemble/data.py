@@ -11,6 +11,7 @@ from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.data.insertions import DOMAIN as INSERTIONS
+from megacpt.data.insertions import FILE_NAME as INSERTIONS_FILE
 from megacpt.data.insertions import Insertion, read_insertions, read_places, record_of_insertions, write_places
 from megacpt.data.loader import Loader
 from megacpt.data.rows import cut_documents
@@ -185,9 +186,6 @@ def keep_insertions(rows: Stream, folder: Path, origin: Path | None, first_step:
     if ahead or before:
         write_places(folder / INSERTIONS_FILE, ahead, rows.history, before)
 
-
-INSERTIONS_FILE = "insertions.jsonl"
-"""In a run folder: what was inserted, and where."""
 
 HOPELESS_EPOCHS = 16
 """Beyond so many epochs, repeated tokens are worth next to nothing (Muennighoff et al. 2023, arXiv:2305.16264)."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -32,6 +32,11 @@ from megacpt.units import Duration
 
 DOMAIN = "insertions"
 """What their labels are counted as, in the loss of a step and in the data history."""
+
+FILE_NAME = "insertions.jsonl"
+"""In a run folder: what was inserted, and where; a file of probes, too."""
+
+Line = TypeVar("Line", bound=BaseModel)
 
 
 class Entry(BaseModel):
@@ -188,7 +193,7 @@ def read_insertions(
     insertions: list[Insertion] = []
     spread: list[tuple[str, Entry, tuple[int, ...]]] = []
     names: set[str] = set()
-    for where, entry in _entries(paths):
+    for where, entry in (line for path in paths for line in read_lines(Path(path), Entry, "insertion")):
         tokens = entry.tokens or tuple(_encoded(entry.text or "", encode, where))
         if entry.name in names:
             raise DataError("two sequences have one name", where=where, found=entry.name)
@@ -222,23 +227,27 @@ def read_insertions(
     return tuple(insertions)
 
 
-def _entries(paths: Sequence[str | Path]) -> Iterator[tuple[str, Entry]]:
-    """(file:line, what stands there) of all lines."""
-    for path in paths:
+def read_lines(path: Path, kind: type[Line], name: str) -> Iterator[tuple[str, Line]]:
+    """(file:line, what stands there) of all lines of a jsonl file that are not blank.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no such `name`.
+    """
+    try:
+        lines = path.read_bytes().decode().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the {name}s cannot be read", where=str(path), found=error) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read the insertions: {error}", where=str(path)) from None
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", Entry.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
-                where = f"{path}:{number}: {key}" if key else f"{path}:{number}"
-                raise DataError("this is no insertion", where=where, found=first["msg"]) from None
+            yield f"{path}:{number}", kind.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ": ".join([f"{path}:{number}", ".".join(map(str, first["loc"]))]).removesuffix(": ")
+            raise DataError(
+                f"this is no {name}", where=where, found=first["msg"].removeprefix("Value error, ")
+            ) from None
 
 
 def _encoded(text: str, encode: Callable[[str], list[int]] | None, where: str) -> list[int]:

@@ -113,8 +113,8 @@ def test_a_run_is_measured_beside_its_base_and_its_report_draws_it(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"name": "a"}', "probes.jsonl:1: this is no probe: a probe has one of text and tokens"),
-        ('{"name": "a", "tokens": [1, 2], "txet": 1}', "probes.jsonl:1: this is no probe: txet: Extra inputs"),
+        ('{"name": "a"}', "probes.jsonl:1: this is no probe (found a probe has one of text and tokens"),
+        ('{"name": "a", "tokens": [1, 2], "txet": 1}', "probes.jsonl:1: txet: this is no probe (found Extra inputs"),
         ("", "probes.jsonl: there is no probe here"),
         (
             '{"name": "a", "tokens": [1, 2]}\n{"name": "a", "tokens": [1, 2]}',

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
 
 from megacpt.continual.recall import exposure, recalled_tokens
+from megacpt.data.insertions import FILE_NAME as INSERTIONS_FILE
+from megacpt.data.insertions import read_lines
 from megacpt.errors import DataError
 
 RECORDS = "probes.jsonl"
-INSERTED = "insertions.jsonl"
-"""What a run inserted, and where: a file of probes."""
 PREFIX_TOKENS = 32
 """Given of each text; of texts with fewer than twice as many, the first half."""
 BATCH_TOKENS = 4096
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         checkpoint = find_checkpoint(arguments.model)
         run_folder, tokens = checkpoint.parent.parent, int(read_state(checkpoint)["tokens"])
-        probes = read_probes(arguments.probes or run_folder / INSERTED)
+        probes = read_probes(arguments.probes or run_folder / INSERTIONS_FILE)
         if arguments.base:
             keep(run_folder, 0, measure(arguments.base, probes, arguments.prefix_tokens, seen_tokens=0))
         with tempfile.TemporaryDirectory(dir=run_folder, prefix="probe-") as temporary:
@@ -155,23 +155,12 @@ def read_probes(path: Path) -> list[Probe]:
     """The lines of a file of probes.
 
     Raises:
-        DataError: a line is no probe, two have one name, or there is none.
+        DataError: the file cannot be read, a line is no probe, two have one name, or there is none.
     """
     probes: dict[str, Probe] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            probe = Probe.model_validate_json(line)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(map(str, problem["loc"]))
-            raise DataError(
-                f"this is no probe: {key and f'{key}: '}{problem['msg'].removeprefix('Value error, ')}",
-                where=f"{path}:{number}",
-            ) from None
+    for where, probe in read_lines(path, Probe, "probe"):
         if probe.name in probes:
-            raise DataError("two probes have one name", where=f"{path}:{number}", found=probe.name)
+            raise DataError("two probes have one name", where=where, found=probe.name)
         probes[probe.name] = probe
     if not probes:
         raise DataError("there is no probe here", where=str(path), expected='lines like {"name": "a", "text": "..."}')
