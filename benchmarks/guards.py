@@ -69,7 +69,7 @@ class Alternating(Trainer):
 
     def fit(self, first_step: int, last_step: int) -> tuple[int, bool]:
         """The steps of a run; those of its last `NUM_STILL_PAIRS` pairs compute nothing."""
-        still = replace(self, engine=Still(len(self.loader.stream.names)))
+        still = replace(self, engine=Still(len(self.loader.stream.counted)))
         num_real_steps = last_step - 2 * NUM_STILL_PAIRS
         for step in range(2):
             self.bare(step)  # allocates and compiles

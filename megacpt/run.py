@@ -107,12 +107,15 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         return ending.last_step, rows
 
     history = continued(checkpoint, saved) if checkpoint and saved else data.history(resolved, training, insertions)
-    stream = Stream(training, history, insertions)
+    stream = Stream(training, history, insertions, data.divided(recipe, training))
     planned = data.lasting(resolved, history)
     resolved, stream = data.bounded(planned, stream)
     data.check_epochs(recipe, stream, resolved.last_step)
 
-    facts = versions() | {"the recipe": digest(recipe.model_dump(mode="json")), "the data": digest(history.to_json())}
+    facts = versions() | {
+        "the recipe": digest(recipe.model_dump(mode="json")),
+        "the data": digest([history.to_json(), [parts.num_tokens for parts in stream.parts.values()]]),
+    }
     skew_seconds = compare_ranks(facts, world.world_size)
     if is_main and skew_seconds > MAX_CLOCK_SKEW_SECONDS:
         logger().warning("the nodes' clocks differ by %.0f s: times in their logs cannot be compared", skew_seconds)
@@ -122,7 +125,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     # The engine, with the weights of the base model or of the checkpoint.
     group = make_tensor_group(grid, world.rank)
     bounds = stage_bounds(recipe, architecture)
-    engine = model.engine(resolved, plan, source, bounds, grid, group, domains=stream.names)
+    engine = model.engine(resolved, plan, source, bounds, grid, group, domains=stream.counted)
     if checkpoint:
         if is_main:
             CheckpointFolder(folder / "checkpoints").set_aside_after(first_step)

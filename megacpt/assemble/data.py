@@ -14,6 +14,7 @@ from megacpt.data.insertions import DOMAIN as INSERTIONS
 from megacpt.data.insertions import FILE_NAME as INSERTIONS_FILE
 from megacpt.data.insertions import Insertion, read_insertions, read_places, record_of_insertions, write_places
 from megacpt.data.loader import Loader
+from megacpt.data.parts import Parts, divide, domain_of
 from megacpt.data.rows import cut_documents
 from megacpt.data.stream import Stream, exhausted_at, record_of
 from megacpt.data.view import Subset, View, select
@@ -73,6 +74,31 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
             )
         corpora[name] = corpus
     return corpora
+
+
+def divided(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, Parts]:
+    """Domain -> its parts, of the training text that the recipe divides.
+
+    Raises:
+        DataError: there is no such column, it has too many values, or a weight is of none of them.
+    """
+    parts: dict[str, Parts] = {}
+    for name, corpus in corpora.items():
+        domain, key = recipe.data.domains[name], f"data.domains.{name}"
+        if domain.parts_by is None:
+            continue
+        try:
+            parts[name] = divide(corpus, domain.parts_by)
+        except DataError as error:
+            error.where = recipe.where(f"{key}.parts_by")
+            raise
+        if unknown := [part for part in domain.part_weights if part not in parts[name].names]:
+            raise DataError(
+                f"no document of the domain is of part {unknown[0]!r}",
+                where=recipe.where(f"{key}.part_weights"),
+                expected=f"one of {', '.join(parts[name].names)}",
+            )
+    return parts
 
 
 def check_tokenizers(
@@ -187,6 +213,9 @@ def keep_insertions(rows: Stream, folder: Path, origin: Path | None, first_step:
         write_places(folder / INSERTIONS_FILE, ahead, rows.history, before)
 
 
+SHOWN_PARTS = 8
+"""Parts of a domain that the plan of a run names, the largest ones."""
+
 HOPELESS_EPOCHS = 16
 """Beyond so many epochs, repeated tokens are worth next to nothing (Muennighoff et al. 2023, arXiv:2305.16264)."""
 
@@ -241,12 +270,22 @@ def check_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:
 def loader(resolved: Resolved, rows: Stream, place: Coordinate, first_step: int) -> Loader:
     """This rank's micro-batches."""
     recipe = resolved.recipe
+    factors = {
+        f"{name}/{part}": weight
+        for name, domain in recipe.data.domains.items()
+        for part, weight in domain.part_weights.items()
+    }
+
+    def loss_weights(shares: Mapping[str, float]) -> dict[str, float]:
+        weights = objective(recipe, shares).weights
+        return {name: weights.get(domain_of(name), 1.0) * factors.get(name, 1.0) for name in rows.counted}
+
     return Loader(
         rows,
         resolved.micro_rows,
         dp_rank=place.data,
         dp_size=resolved.data,
-        loss_weights=lambda shares: objective(recipe, shares).weights,
+        loss_weights=loss_weights,
         document_mask=recipe.data.document_mask,
         start_step=first_step,
     )
@@ -283,6 +322,7 @@ def describe(rows: Stream, num_steps: int) -> dict[str, str]:
         domain.name: (
             f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
             f"{domain.epochs:.2f} epochs{_order_in_words(rows, domain.name)}{_packing_in_words(rows, domain.name)}"
+            f"{_parts_in_words(rows, domain.name)}"
             + "".join(f"; {removed}" for removed in getattr(rows.corpora[domain.name], "removed", ()))
         )
         for domain in rows.report(num_steps)
@@ -303,6 +343,16 @@ def _packing_in_words(rows: Stream, name: str) -> str:
         return ""
     share = cut_documents(rows.corpora[name], cut.sequence_length)
     return f", best fit: {share.best_fit:.2%} of the documents are cut ({share.concat:.2%} end to end), no padding"
+
+
+def _parts_in_words(rows: Stream, name: str) -> str:
+    if name not in rows.parts:
+        return ""
+    tokens = rows.parts[name].num_tokens
+    largest = sorted(tokens, key=tokens.__getitem__, reverse=True)
+    words = [f"{part} {tokens[part] / sum(tokens.values()):.1%}" for part in largest[:SHOWN_PARTS]]
+    words += [f"{len(largest) - SHOWN_PARTS} more"] * (len(largest) > SHOWN_PARTS)
+    return f"; parts: {', '.join(words)}"
 
 
 def describe_objective(recipe: Recipe, history: History) -> dict[str, str]:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from megacpt.assemble.stages import layers_per_stage
 from megacpt.checkpoint.huggingface import SafetensorsWeights, find_folder, read_config
+from megacpt.data.parts import domain_of
 from megacpt.data.special_tokens import SpecialTokens, open_library
 from megacpt.data.special_tokens import special_tokens as read_special_tokens
 from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint
@@ -168,12 +169,12 @@ def lr_multipliers(recipe: Recipe, plan: Blueprint) -> Mapping[str, float]:
 
 
 def distillation(recipe: Recipe, domains: Sequence[str]) -> Distillation | None:
-    """How much the model is held to a teacher, and on the tokens of which of the stream's `domains`."""
+    """How much the model is held to a teacher, and on which of what the stream counts, `domains`."""
     stated = recipe.loss.distillation
     if stated is None:
         return None
     taught = stated.domains or [name for name, domain in recipe.data.domains.items() if domain.role == "new"]
-    numbers = tuple(number for number, name in enumerate(domains) if name in taught)
+    numbers = tuple(number for number, name in enumerate(domains) if domain_of(name) in taught)
     return Distillation(stated.weight, stated.temperature, numbers, of_average=stated.teacher == "average")
 
 

@@ -214,6 +214,7 @@ def _head(run: _Run) -> str:
 
 def _shards(run: _Run) -> str:
     tokens = {part: sum(corpus.num_tokens for corpus in corpora.values()) for part, corpora in run.parts.items()}
+    data.divided(run.recipe, run.parts["shards"])
     return f"{tokens['shards']:,} tokens to train on, {tokens['held_out']:,} held out, ids fit the vocabulary"
 
 

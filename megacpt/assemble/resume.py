@@ -162,7 +162,7 @@ def check_continues(resolved: Resolved, checkpoint: Path, accepted: tuple[str, .
     saved = read_state(checkpoint)
     if saved["layout"] != _layout(resolved):
         logger().info("a checkpoint of %s goes on as %s", _spelled(saved["layout"]), _spelled(_layout(resolved)))
-    current = resolved.recipe.model_dump(mode="json", exclude={"logging"})
+    current = _computing(resolved.recipe)
     changes = [
         f"{key}: {before!r} then, {now!r} in {resolved.recipe.where(key)}"
         for key, before, now in _differences(_completed(saved["recipe"]), current)
@@ -180,9 +180,18 @@ def check_continues(resolved: Resolved, checkpoint: Path, accepted: tuple[str, .
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's recipe, with the defaults of keys that the version which wrote it did not have."""
     try:
-        return Recipe.model_validate(recipe).model_dump(mode="json", exclude={"logging"})
+        return _computing(Recipe.model_validate(recipe))
     except ValidationError:  # keys that are no more: the differences name them
         return recipe
+
+
+def _computing(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it is compared: parts of a domain that have no weights are only measured."""
+    values = recipe.model_dump(mode="json", exclude={"logging"})
+    for domain in values["data"]["domains"].values():
+        if not domain["part_weights"]:
+            domain["parts_by"] = None
+    return values
 
 
 def _spelled(layout: Mapping[str, int]) -> str:

@@ -35,7 +35,7 @@ class MicroBatch:
     micro-batches of all data-parallel ranks in a step gives the weighted mean of the global batch: nothing is left to
     divide by."""
     domains: torch.Tensor
-    """[B, S] int64: number of the domain."""
+    """[B, S] int64: number of the domain, or of its part (`megacpt.data.stream.Stream.counted`)."""
 
     def split(self, num_rows: int) -> list[MicroBatch]:
         """Return the rows as micro-batches of `num_rows` each, without copying them."""

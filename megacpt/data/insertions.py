@@ -148,14 +148,14 @@ def insert(places: Sequence[Place], rows: Rows, domains: Int64s, domain: int) ->
     Args:
         places: where; `row` is here the place in `rows`.
         rows: N rows of S + 1 tokens.
-        domains: [N] domain of each row.
+        domains: [N] domain of each row, or [N, S + 1] of each token.
         domain: the number of the sequences' own.
 
     Returns:
-        The rows; and the domain of every label, which is that of the token it predicts: [N, S].
+        The rows; and the domain of every token: [N, S + 1].
     """
     num_rows, width = rows.tokens.shape
-    of_tokens = np.repeat(domains, width).reshape(num_rows, width)
+    of_tokens = np.broadcast_to(domains.reshape(num_rows, -1), rows.tokens.shape).copy()
     starts = rows.document_starts
     for each in places:
         end = each.column + len(each.insertion.tokens)
@@ -164,7 +164,7 @@ def insert(places: Sequence[Place], rows: Rows, domains: Int64s, domain: int) ->
         first = each.row * width
         starts = starts[(starts <= first + each.column) | (starts >= first + end)]
         starts = np.union1d(starts, [first + each.column, *([first + end] if end < width else [])])
-    return Rows(rows.tokens, starts, rows.num_tokens), of_tokens[:, 1:]
+    return Rows(rows.tokens, starts, rows.num_tokens), of_tokens
 
 
 def read_insertions(

@@ -39,7 +39,7 @@ class _Plan(NamedTuple):
     """What the index says about the global batch of a step."""
 
     location: Location  # of all rows
-    loss_weights: Float64s  # of the domains, in the order of the stream's names
+    loss_weights: Float64s  # of what labels are counted as, in the stream's order
     global_weight: float
 
 
@@ -50,8 +50,8 @@ class Loader:
         stream: the rows of the run, and by its history which of them a step reads.
         micro_rows: rows of a micro-batch, B; global batches must be multiples of B * dp_size.
         dp_rank, dp_size: this rank and the number of data-parallel ranks.
-        loss_weights: domain -> share that is in force -> domain -> what its tokens count in the loss, against those of
-            the others; absent: 1.
+        loss_weights: domain -> share that is in force -> what labels are counted as (`Stream.counted`) -> what they
+            count in the loss, against the others; absent: 1.
         document_mask: whether documents are kept apart (see `megacpt.data.batch`).
         start_step: the step that will be asked for first.
         prefetch_steps: how many steps are made ahead; 0 makes every step when it is asked for.
@@ -193,16 +193,16 @@ class Loader:
 
     def _make_plan(self, step: int) -> _Plan:
         location = self.stream.locate(self.stream.samples(step))
-        labels_of_domain = self.stream.labels_of_domains(step, location, self.document_mask)
+        num_labels = self.stream.labels_of_domains(step, location, self.document_mask)
         weights = self._loss_weights(self.stream.history.shares(step))
-        loss_weights = np.array([weights.get(name, 1.0) for name in self.stream.names])
-        return _Plan(location, loss_weights, math.fsum(labels_of_domain * loss_weights))
+        loss_weights = np.array([weights.get(name, 1.0) for name in self.stream.counted])
+        return _Plan(location, loss_weights, math.fsum(num_labels * loss_weights))
 
     def _make(self, step: int) -> list[MicroBatch]:
         location, loss_weights, global_weight = self._plan(step)
         mine = self._offsets(step).ravel()
-        rows, domains = self.stream.read(step, location, mine)
-        batch = collate(rows, domains, loss_weights[domains] / (global_weight or 1.0), self.document_mask)
+        rows, counted = self.stream.read(step, location, mine)
+        batch = collate(rows, counted, loss_weights[counted] / (global_weight or 1.0), self.document_mask)
         if self.prefetch_steps:
             ahead = self._plan(step + 1).location
             self.stream.will_need(Location(*(part[self._offsets(step + 1).ravel()] for part in ahead)))

@@ -111,6 +111,14 @@ class CutText(Protocol):
     def count_starts(self, rows: Int64s) -> Int64s:
         """Return how many documents start inside each row, its first token left out, without reading a token: [N]."""
 
+    def stretches(self, rows: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+        """Return what rows consist of, one after the other, without reading a token.
+
+        Returns:
+            Of each stretch of one document its first token in the text, and its tokens in the row: [M], [M]; and how
+            many stretches each row has: [N].
+        """
+
     def will_need(self, rows: Int64s) -> None:
         """Let the system fetch rows, without waiting for them."""
 
@@ -143,6 +151,15 @@ class Concat:
         """See `CutText`."""
         starts = rows * self.sequence_length + 1
         return self.source.document_starts_many(starts, starts + self.sequence_length)[1]
+
+    def stretches(self, rows: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+        """See `CutText`; of rows inside the text."""
+        starts = rows * self.sequence_length
+        stops = starts + self.sequence_length + 1
+        found, counts = self.source.document_starts_many(starts + 1, stops)
+        ends = np.cumsum(counts)
+        first, last = np.insert(found, ends - counts, starts), np.insert(found, ends, stops)
+        return first, last - first, counts + 1
 
     def will_need(self, rows: Int64s) -> None:
         """See `CutText`."""
@@ -177,6 +194,11 @@ class BestFit:
     def count_starts(self, rows: Int64s) -> Int64s:
         """See `CutText`."""
         return np.array([starts.size - 1 for starts, _ in self._pieces(rows)], np.int64)
+
+    def stretches(self, rows: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+        """See `CutText`."""
+        starts, lengths = zip(*self._pieces(rows), strict=True)
+        return np.concatenate(starts), np.concatenate(lengths), np.array([each.size for each in starts], np.int64)
 
     def will_need(self, rows: Int64s) -> None:
         """See `CutText`."""

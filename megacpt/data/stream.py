@@ -33,6 +33,7 @@ from megacpt.data.insertions import Insertion, insert, place
 from megacpt.data.mixture import MAX_SAMPLES, Int64s
 from megacpt.data.order import KeyedPermutation, permute, stable_hash
 from megacpt.data.packing import window_of
+from megacpt.data.parts import Parts
 from megacpt.data.rows import BestFit, Concat, CutText, Rows, TokenSource
 from megacpt.errors import DataError
 
@@ -183,22 +184,32 @@ class Stream:
         corpora: domain -> its tokens. One that is no longer read may be missing.
         history: how they are mixed and cut.
         insertions: what takes the place of tokens here and there.
+        parts: domain -> the parts that its labels are counted as, where it is divided.
 
     Raises:
         DataError: if a corpus has fewer tokens than one row reads, or insertions find no place.
 
     Attributes:
         names: the domains.
+        counted: what labels are counted as: the domains, and behind them "web/arxiv", ... of those that are divided,
+            which then have none of their own.
         cuts: for each domain how its text is cut, ascending by ordinal; none of insertions, which are no text.
         places: step -> where insertions stand in it.
     """
 
     def __init__(
-        self, corpora: Mapping[str, TokenSource], history: History, insertions: Sequence[Insertion] = ()
+        self,
+        corpora: Mapping[str, TokenSource],
+        history: History,
+        insertions: Sequence[Insertion] = (),
+        parts: Mapping[str, Parts] | None = None,
     ) -> None:
         self.corpora = dict(corpora)
         self.history = history
         self.names = history.domains
+        self.parts = dict(parts or {})
+        self.counted = (*self.names, *(f"{name}/{part}" for name, each in self.parts.items() for part in each.names))
+        self._first_parts = {name: self.counted.index(f"{name}/{each.names[0]}") for name, each in self.parts.items()}
         self.insertions = tuple(insertions)
         self.places = place(self.insertions, history)
         self.cuts = tuple(() if name == INSERTIONS else tuple(_cuts(history, name)) for name in self.names)
@@ -209,7 +220,7 @@ class Stream:
 
     def with_history(self, history: History) -> Stream:
         """The stream of the same corpora under another history."""
-        return Stream(self.corpora, history, self.insertions)
+        return Stream(self.corpora, history, self.insertions, self.parts)
 
     def samples(self, step: int) -> Int64s:
         """The numbers of the samples that a step reads: [global_rows]."""
@@ -257,29 +268,62 @@ class Stream:
             which: the rows that are wanted: [N].
 
         Returns:
-            The rows, and their domains: [N]; where something is inserted, those of all labels: [N, S].
+            The rows, and what their labels are counted as, places in `counted`: [N]; where something is inserted or
+            domains have parts, of each label, which is of what the token is that it predicts: [N, S].
         """
-        rows = self.rows(Location(*(part[which] for part in location)))
-        domains = location.domain[which]
-        if step not in self.places:
-            return rows, domains
-        wanted = {row: number for number, row in enumerate(which.tolist())}
-        places = [replace(each, row=wanted[each.row]) for each in self.places[step] if each.row in wanted]
-        return insert(places, rows, domains, self.names.index(INSERTIONS)) if places else (rows, domains)
+        located = Location(*(part[which] for part in location))
+        rows = self.rows(located)
+        counted = self._counted_as(located, rows.tokens.shape[1])
+        if step in self.places:
+            wanted = {row: number for number, row in enumerate(which.tolist())}
+            places = [replace(each, row=wanted[each.row]) for each in self.places[step] if each.row in wanted]
+            if places:
+                rows, counted = insert(places, rows, counted, self.names.index(INSERTIONS))
+        return rows, counted if counted.ndim == 1 else counted[:, 1:]
+
+    def _counted_as(self, location: Location, width: int) -> Int64s:
+        """What located rows are counted as: [N]; where domains have parts, each of their tokens: [N, width]."""
+        if not self.parts:
+            return location.domain
+        counted = np.repeat(location.domain, width).reshape(-1, width)
+        for asked, parts, lengths, _ in self._stretches(location):
+            counted[asked] = np.repeat(parts, lengths).reshape(-1, width)
+        return counted
+
+    def _stretches(self, location: Location) -> Iterator[tuple[Int64s, Int64s, Int64s, Int64s]]:
+        """For each cut of a domain with parts: the places of its located rows; of all their stretches of one document
+        what they are counted as, and their tokens; and how many stretches each row has.
+        """
+        for asked, text, _ in self._by_cut(location):
+            name = self.names[location.domain[asked[0]]]
+            if name in self.parts:
+                first_tokens, lengths, counts = text.stretches(location.row[asked])
+                yield asked, self._first_parts[name] + self.parts[name].of(first_tokens), lengths, counts
 
     def labels_of_domains(self, step: int, location: Location, document_mask: bool = True) -> Int64s:
-        """Return how many labels the located rows of a step have of each domain: [len(names)]."""
-        num_labels = self.num_labels(location, document_mask)
+        """Return how many labels the located rows of a step have of each of `counted`: [len(counted)]."""
         changed = np.unique(np.array([each.row for each in self.places.get(step, ())], dtype=np.int64))
+        num_labels = self.num_labels(location, document_mask)
         num_labels[changed] = 0
-        labels = np.bincount(location.domain, weights=num_labels, minlength=len(self.names)).astype(np.int64)
+        labels = np.bincount(location.domain, weights=num_labels, minlength=len(self.counted)).astype(np.int64)
+        if self.parts:
+            self._move_to_parts(labels, Location(*(part[num_labels > 0] for part in location)), document_mask)
         if changed.size:
             rows, domains = self.read(step, location, changed)
             is_label = np.ones(domains.shape, dtype=np.bool_)
             if document_mask:
                 is_label[rows.borders] = False
-            labels += np.bincount(domains[is_label], minlength=len(self.names))
+            labels += np.bincount(domains[is_label], minlength=len(self.counted))
         return labels
+
+    def _move_to_parts(self, labels: Int64s, location: Location, document_mask: bool) -> None:
+        """Count the labels of located rows as those of their parts, and no longer as their domains'."""
+        for asked, parts, lengths, counts in self._stretches(location):
+            is_first_unpredicted = np.full(len(parts), document_mask)
+            is_first_unpredicted[np.cumsum(counts) - counts] = True
+            num_labels = np.bincount(parts, lengths - is_first_unpredicted, len(labels)).astype(np.int64)
+            labels += num_labels
+            labels[location.domain[asked[0]]] -= num_labels.sum()
 
     def will_need(self, location: Location) -> None:
         """Let the system fetch located rows, without waiting for them."""

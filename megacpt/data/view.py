@@ -110,6 +110,13 @@ class View:
         kept.update(self._offsets.tobytes())
         return (*self.corpus.shard_digests, kept.hexdigest())
 
+    def documents(self) -> NDArray[np.int64]:
+        """The numbers in the corpus of its documents, in their order; empty ones only between others."""
+        offsets = self.corpus.document_offsets()
+        first = np.searchsorted(offsets, self._starts, side="right") - 1
+        counts = np.searchsorted(offsets, self._starts + np.diff(self._offsets)) - first
+        return np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Tokens [start, start + count) of what is kept, as a fresh int64 array."""
         tokens = np.empty(count, np.int64)
@@ -187,7 +194,7 @@ def select(corpus: Corpus, subset: Subset, order_by: str | None = None, descendi
     asked_by = {name: f"condition {subset.where!r}" for name in (condition.names if condition else ())}
     named = {"rank_by": subset.rank_by, "order_by": order_by, "held_out_by": hashed_by}
     asked_by |= {name: f"{key} {name}" for key, name in named.items() if name is not None}
-    columns = _columns(corpus, asked_by, lengths)
+    columns = columns_of(corpus, asked_by, lengths)
     kept = np.ones(corpus.num_documents, np.bool_)
     removed: list[Removed] = []
 
@@ -256,8 +263,17 @@ def _ordered(columns: pyarrow.Table, name: str, descending: bool, documents: NDA
     return ordered
 
 
-def _columns(corpus: Corpus, asked_by: Mapping[str, str], lengths: NDArray[np.int64]) -> pyarrow.Table:
-    """The columns that are asked for, and those that every corpus has."""
+def columns_of(corpus: Corpus, asked_by: Mapping[str, str], lengths: NDArray[np.int64]) -> pyarrow.Table:
+    """The columns that are asked for, and those that every corpus has.
+
+    Args:
+        corpus: whose documents.
+        asked_by: column -> who asks for it, for messages.
+        lengths: tokens of each document.
+
+    Raises:
+        DataError: nobody kept such a column.
+    """
     kept = [name for name in corpus.column_names if name != NUM_TOKENS]
     for name, where in asked_by.items():
         if name not in (*kept, NUM_TOKENS):

@@ -17,7 +17,7 @@ from megacpt.parallel.slices import Slice
 
 
 class DomainSums(NamedTuple):
-    """A domain's part in a step, over the global batch.
+    """What a domain, or a part of one, gives to a step, over the global batch.
 
     Attributes:
         weighted: sum of weight * loss.
@@ -49,7 +49,7 @@ class StepResult:
         loss: the replay-weighted mean over the global batch, in nats per token (with z-loss, if any).
         grad_norm: the global gradient norm before clipping; inf where it was not finite.
         skipped: the update was not applied: it was not acceptable.
-        domain_sums: of each domain.
+        domain_sums: of each domain and part, in the order of the batches' numbers.
     """
 
     loss: float

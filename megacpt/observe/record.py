@@ -23,7 +23,7 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class DomainLoss:
-    """A domain's part in a training step: mean unweighted loss in nats per token, and the tokens it is a mean of.
+    """What a domain, or a part of one, gives to a step: mean unweighted loss in nats per token, and how many tokens.
 
     `divergence` is the mean KL of the teacher's predictions from the model's, at the teacher's temperature, in nats per
     token; None where no teacher teaches.
@@ -50,6 +50,7 @@ class StepRecord:
         mfu: fraction of the devices' peak FLOP/s; None where that peak is not known.
         skipped: True where the update was not applied, else None.
         mixture: domain -> the share of the tokens that holds from this step on; None where it goes on as before.
+        parts: "web/arxiv" -> its part in what `domains` says of web, of the domains that are divided; None: none is.
     """
 
     step: int
@@ -63,19 +64,24 @@ class StepRecord:
     mfu: float | None = None
     skipped: bool | None = None
     mixture: Mapping[str, float] | None = None
+    parts: Mapping[str, DomainLoss] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object of a line in `metrics.jsonl`."""
         values = asdict(self)
-        return _known(values | {"domains": {name: _known(domain) for name, domain in values["domains"].items()}})
+        for key in ("domains", "parts"):
+            if values[key] is not None:
+                values[key] = {name: _known(losses) for name, losses in values[key].items()}
+        return _known(values)
 
     def scalars(self) -> dict[str, float]:
         """Flat names for dashboards: "train/loss", "train/loss/medical", ..."""
         names = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "tokens", "mfu")
-        domains = {f"train/loss/{name}": domain.loss for name, domain in self.domains.items()}
-        domains |= _known({f"train/divergence/{name}": domain.divergence for name, domain in self.domains.items()})
+        counted = {**self.domains, **(self.parts or {})}
+        losses = {f"train/loss/{name}": each.loss for name, each in counted.items()}
+        losses |= _known({f"train/divergence/{name}": each.divergence for name, each in counted.items()})
         shares = {f"train/share/{name}": share for name, share in (self.mixture or {}).items()}
-        return _known({f"train/{name}": getattr(self, name) for name in names}) | domains | shares
+        return _known({f"train/{name}": getattr(self, name) for name in names}) | losses | shares
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,21 @@ def subsets_are_told_by_what(recipe: Recipe) -> Violations:
             yield RecipeError("quantiles go from low to high", where=where, found=list(domain.quantiles))
 
 
+def part_weights_are_of_parts(recipe: Recipe) -> Violations:
+    """`part_weights` needs `parts_by`, and is not beside `target_weight`, which states what they would change."""
+    for name, domain in recipe.data.domains.items():
+        key = f"data.domains.{name}.part_weights"
+        if domain.part_weights and domain.parts_by is None:
+            hint = f"Set data.domains.{name}.parts_by to a column."
+            yield RecipeError("these weights are of no parts", where=recipe.where(key), hint=hint)
+        if domain.part_weights and domain.target_weight is not None:
+            yield RecipeError(
+                "the domain's share of the objective is stated, and these weights would change it",
+                where=recipe.where(key),
+                expected="one of part_weights and target_weight",
+            )
+
+
 def text_is_held_out_one_way(recipe: Recipe) -> Violations:
     """`held_out` names shards, `held_out_share` divides those that are trained on."""
     for name, domain in recipe.data.domains.items():
@@ -672,6 +687,7 @@ RECIPE_RULES: Sequence[Callable[[Recipe], Violations]] = (
     trained_domains_have_shards_and_weight,
     anchors_are_only_measured,
     subsets_are_told_by_what,
+    part_weights_are_of_parts,
     text_is_held_out_one_way,
     orders_have_a_column,
     insertions_are_no_domain,

@@ -137,6 +137,15 @@ class DomainSection(Section):
     loss of its tokens is weighted by target share over sampled share, within `loss.weight_limits`. Mix with `weight`
     first: at equal targets, sampling has the lower gradient variance."""
 
+    parts_by: str | None = None
+    """The column whose values tell parts of the domain apart: its loss and tokens are measured for each (`web/arxiv`),
+    document by document, beside those of the domain. Text, whole numbers, truth values or dates, at most 64 different
+    ones; documents without a value are the part `none`. The mixture does not see parts."""
+
+    part_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """What the loss of a part's tokens counts, against 1 of the parts that are not named: {forum: 0.5}. The domain's
+    share of the objective changes with them, so they do not go together with target weights."""
+
     max_epochs: Annotated[float, Field(gt=0)] = 4.0
     """How often the run should read this domain at most. Up to 4 epochs, repeated tokens are worth about as much as
     fresh ones; beyond 16 they are worth next to nothing (Muennighoff et al. 2023, arXiv:2305.16264). So a run that

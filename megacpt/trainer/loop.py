@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 
 from megacpt.data.loader import Loader
-from megacpt.engine.engine import Engine, StepResult
+from megacpt.data.parts import domain_of
+from megacpt.engine.engine import DomainSums, Engine, StepResult
 from megacpt.observe.record import DomainLoss, StepRecord
 from megacpt.observe.throughput import Throughput
 from megacpt.trainer.guard import Guard, Rollback
@@ -112,15 +113,11 @@ class Trainer:
 
     def record(self, step: int, result: StepResult, rate: float, tokens_per_second: float) -> StepRecord:
         """What is reported of step number `step` (from 0)."""
-        domains = {
-            name: DomainLoss(
-                loss=sums.nll / sums.tokens,
-                tokens=sums.tokens,
-                divergence=None if sums.divergence is None else sums.divergence / sums.tokens,
-            )
-            for name, sums in zip(self.loader.stream.names, result.domain_sums, strict=True)
-            if sums.tokens
-        }
+        counted = zip(self.loader.stream.counted, result.domain_sums, strict=True)
+        found = {name: sums for name, sums in counted if sums.tokens}
+        of_domains: dict[str, list[DomainSums]] = {}
+        for name, sums in found.items():
+            of_domains.setdefault(domain_of(name), []).append(sums)
         return StepRecord(
             step=step + 1,
             tokens=self.loader.tokens(step + 1),
@@ -128,9 +125,20 @@ class Trainer:
             grad_norm=result.grad_norm,
             learning_rate=rate,
             tokens_per_second=tokens_per_second,
-            domains=domains,
+            domains={name: _mean(*parts) for name, parts in of_domains.items()},
             data_wait_seconds=round(self.loader.last_wait_seconds, 6),
             mfu=self.utilisation(tokens_per_second),
             skipped=result.skipped or None,
             mixture=self.loader.new_shares(step),
+            parts={name: _mean(sums) for name, sums in found.items() if name != domain_of(name)} or None,
         )
+
+
+def _mean(*counted: DomainSums) -> DomainLoss:
+    tokens = sum(each.tokens for each in counted)
+    divergences = [each.divergence for each in counted if each.divergence is not None]
+    return DomainLoss(
+        loss=sum(each.nll for each in counted) / tokens,
+        tokens=tokens,
+        divergence=sum(divergences) / tokens if divergences else None,
+    )

@@ -20,6 +20,7 @@ from megacpt.recipe import Resolved
 from tests.assemble.recipes import resolved
 from tests.data.memory_corpus import MemoryCorpus
 from tests.data.test_manifest import write_folder
+from tests.data.test_view import corpus_of
 
 
 def made_by(fingerprint: str | None, kind: str = "huggingface") -> Corpus:
@@ -134,6 +135,30 @@ def test_a_subset_is_trained_on_and_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert data.open_corpora(run.recipe, "held_out", 118)["law"] is corpus
     described = data.describe(Stream(corpora, data.history(run, corpora)), num_steps=1)
     assert described["law"].endswith("epochs; where num_tokens > 6 removes 1 documents, 5 tokens")
+
+
+def test_parts_are_said_and_weighted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = corpus_of(tmp_path / "corpus", [[[1] * 60, [2] * 20, [3] * 40]], source=[["a", None, "b"]])
+    monkeypatch.setattr(data, "open_corpus", lambda paths: corpus)
+    parts = "data.domains.web={parts_by: source, part_weights: {b: 0.5, none: 0}}"
+    run = resolved(tmp_path, parts, "data.domains.law.weight=0")
+    corpora = data.open_corpora(run.recipe, "shards", 118)
+    stream = Stream(corpora, data.history(run, corpora), parts=data.divided(run.recipe, corpora))
+    assert data.describe(stream, num_steps=1)["web"].endswith("epochs; parts: a 50.0%, b 33.3%, none 16.7%")
+    with data.loader(run, stream, Coordinate(0, 0, 0), first_step=0) as loader:
+        batches = loader.step(0)
+        for token, weight in ((1, 1.0), (2, 0.0), (3, 0.5)):
+            weights = torch.cat([batch.weights[batch.labels == token] for batch in batches])
+            assert (weights * loader.global_weight(0)).unique().tolist() == pytest.approx([weight])
+    assert stream.counted == ("law", "web", "web/a", "web/b", "web/none")
+
+    for change, said in (
+        ("parts_by: site", r"data\.domains\.web\.parts_by: the documents have no column 'site'"),
+        ("part_weights: {c: 2}", r"web\.part_weights: no document .* part 'c' \(expected one of a, b, none"),
+    ):
+        recipe = resolved(tmp_path, parts, f"data.domains.web={{{change}}}").recipe
+        with pytest.raises(DataError, match=said):
+            data.divided(recipe, corpora)
 
 
 def test_what_a_share_holds_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,20 @@ def test_a_key_that_the_checkpoint_does_not_know_stands_for_its_default(tmp_path
         check_continues(resolved(tmp_path, "loss.z_loss=0.1"), checkpoint)
 
 
+def test_parts_may_change_where_they_are_only_measured(tmp_path: Path) -> None:
+    law = "data.domains.law"
+    measured = save(tmp_path / "measured", resolved(tmp_path, f"{law}.parts_by=source"))
+    check_continues(resolved(tmp_path), measured)
+    check_continues(resolved(tmp_path, f"{law}.parts_by=site"), measured)
+    weighted = f"{law}={{parts_by: source, part_weights: {{forum: 0.5}}}}"
+    with pytest.raises(CheckpointError, match=r"law\.part_weights\.forum: None then, 0\.5"):
+        check_continues(resolved(tmp_path, weighted), measured)
+    check_continues(resolved(tmp_path, weighted), measured, (f"{law}.parts_by", f"{law}.part_weights"))
+    checkpoint = save(tmp_path / "weighted", resolved(tmp_path, weighted))
+    with pytest.raises(CheckpointError, match=r"law\.parts_by: 'source' then, 'site'"):
+        check_continues(resolved(tmp_path, weighted.replace("source", "site")), checkpoint)
+
+
 def test_another_layout_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = save(tmp_path, resolved(tmp_path))
     check_continues(resolved(tmp_path, "parallel.tensor=2", "parallel.zero_stage=2", world_size=4), checkpoint)

@@ -60,6 +60,13 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
         ),
         (["data.domains.law={rank_by: score, quantiles: [0.5, 0.5]}"], "data.domains.law.quantiles: quantiles go from"),
     ],
+    rules.part_weights_are_of_parts: [
+        (["data.domains.law.part_weights={a: 2}"], "data.domains.law.part_weights: these weights are of no parts"),
+        (
+            ["data.domains.law={parts_by: source, part_weights: {a: 2}, target_weight: 1}"],
+            "data.domains.law.part_weights: the domain's share of the objective is stated",
+        ),
+    ],
     rules.text_is_held_out_one_way: [
         (
             ["data.domains.law={held_out_share: 0.01, held_out: [a]}"],

@@ -81,6 +81,19 @@ def test_the_numbers_are_those_of_the_records(runs: list[Path]) -> None:
     assert {"loss-medical", "first-steps", "alignment", "alignment-layers", "mixture", "rate"} <= specs.keys()
 
 
+def test_parts_of_domains_have_a_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "parts")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["parts"] = {"medical/a": {"loss": 3.0 - number, "tokens": 150}, "medical/b": {"loss": None, "tokens": 600}}
+    lines[0]["parts"].pop("medical/b")
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page = Tables(render([RunRecords.read(run)])[0])
+    first, second = (page.cells.index(f"medical/{part}") for part in "ab")
+    assert page.cells[first : first + 5] == ["medical/a", "600", "20.0%", "3.0000", "0.0000"]
+    assert page.cells[second : second + 3] == ["medical/b", "1.8K", "60.0%"]
+
+
 def test_runs_are_compared_at_equal_tokens_and_flops(page: Path) -> None:
     html = page.read_text()
     assert "Change from the base at 4K tokens" in html

@@ -44,7 +44,7 @@ class NotingEngine:
 
 class NotingLoader:
     stream = SimpleNamespace(
-        names=("law", "web"),
+        counted=("law", "web"),
         history=SimpleNamespace(
             first_sample=lambda step: 8 * step, settings=lambda step: SimpleNamespace(global_rows=8)
         ),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
 from megacpt.data.loader import Loader
-from megacpt.engine.engine import Acceptable, StepResult
+from megacpt.engine.engine import Acceptable, DomainSums, StepResult
 from megacpt.observe.events import Events
 from megacpt.observe.record import DomainLoss
 from megacpt.parallel.agreement import Agreement
@@ -86,6 +87,21 @@ def test_a_record_says_what_happened() -> None:
     assert second.tokens_per_second > 0
     # A domain without tokens in the step has no loss, rather than a loss of zero.
     assert second.domains == {"law": DomainLoss(loss=1.5, tokens=4)}
+
+
+def test_parts_add_up_to_their_domain() -> None:
+    class InParts(NotingEngine):
+        def train_step(self, *step: Any) -> StepResult:
+            nothing, web = DomainSums(0.0, 0.0, 0, 0.0), DomainSums(9.0, 8.0, 2)
+            law = [DomainSums(1.0, 1.0, 1, 2.0), nothing, DomainSums(3.0, 6.0, 3, 4.0)]
+            return replace(super().train_step(*step), domain_sums=[nothing, web, *law])
+
+    loader = NotingLoader()
+    loader.stream = SimpleNamespace(**vars(loader.stream) | {"counted": ("law", "web", "law/a", "law/b", "law/c")})
+    done = trainer([], loader=loader)
+    record = done.record(3, InParts([]).train_step([3.0], 1.0, lambda loss, norm: True), 1.0, 1.0)
+    assert record.parts == {"law/a": DomainLoss(1.0, 1, 2.0), "law/c": DomainLoss(2.0, 3, 4 / 3)}
+    assert record.domains == {"web": DomainLoss(4.0, 2), "law": DomainLoss(7 / 4, 4, 6 / 4)}
 
 
 def test_random_numbers_follow_from_seed_and_step() -> None:

@@ -14,6 +14,7 @@ import yaml
 from megacpt.continual.drift import bottom_to_top
 from megacpt.continual.gap import StabilityGap
 from megacpt.continual.transfer import forgetting_from_best
+from megacpt.data.parts import domain_of
 from megacpt.observe.console import compact
 from megacpt_tools.probe import COLUMNS as COLUMNS_OF_PROBES
 from megacpt_tools.probe import rows_of
@@ -35,6 +36,8 @@ COLUMNS = (
     "area",
     "gap",
 )
+
+COLUMNS_OF_PARTS = ("part", "tokens", "of its domain", "loss in the first tenth", "loss in the last tenth")
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,8 @@ def _sections(page: Page, run: RunRecords) -> Any:
     if run.steps:
         text = "Thick: the loss of each step. Thin: the mean over all tokens so far, each before it was trained on."
         chart = page.chart("training", "", "Unweighted training loss of each domain.", charts.training_loss(run))
-        yield _section("Training", text, chart)
+        rows = [_part(run, part) for part in run.parts]
+        yield _section("Training", text, chart, rows=rows, columns=COLUMNS_OF_PARTS if rows else ())
         if any("divergence" in domain for domain in run.steps[-1]["domains"].values()):
             text = "KL(teacher || model) on the text that is taught, in nats per token. The loss holds it down."
             chart = page.chart("divergence", "", "Mean of each domain's tokens in a step.", charts.divergence(run))
@@ -250,6 +254,23 @@ def _sections(page: Page, run: RunRecords) -> Any:
                 "gradient", "Gradient norm", "Before clipping.", charts.step_values(run, "grad_norm", "norm", ".2~g")
             ),
         )
+
+
+def _part(run: RunRecords, name: str) -> list[str]:
+    """A part of a domain: its tokens, their share of the domain's, its loss in the first and last tenth of steps."""
+    tokens = _trained(run.steps, "parts", name)[1]
+    of_domain = _trained(run.steps, "domains", domain_of(name))[1]
+    tenth = math.ceil(len(run.steps) / 10)
+    losses = [_trained(steps, "parts", name)[0] for steps in (run.steps[:tenth], run.steps[-tenth:])]
+    return [name, compact(tokens), f"{tokens / of_domain:.1%}", *("" if math.isnan(x) else f"{x:.4f}" for x in losses)]
+
+
+def _trained(steps: Sequence[dict[str, Any]], key: str, name: str) -> tuple[float, int]:
+    """The mean loss, and the number, of the labels of a domain or part in some steps."""
+    found = [step[key][name] for step in steps if name in step.get(key, {})]
+    tokens = sum(each["tokens"] for each in found)
+    nll = sum(math.nan if each["loss"] is None else each["loss"] * each["tokens"] for each in found)
+    return nll / tokens if tokens else math.nan, tokens
 
 
 def _tasks(run: RunRecords) -> list[list[str]]:

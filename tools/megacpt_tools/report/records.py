@@ -102,6 +102,11 @@ class RunRecords:
         return {name: domain.get("role", "new") for name, domain in self.recipe["data"]["domains"].items()}
 
     @property
+    def parts(self) -> list[str]:
+        """What the documents of divided domains are counted as, such as "web/arxiv"."""
+        return sorted({name for step in self.steps for name in step.get("parts", {})})
+
+    @property
     def budgets(self) -> Mapping[str, float]:
         """Domain -> how far its loss may rise, in nats per token."""
         return dict(self.recipe.get("forgetting") or {})
