@@ -138,13 +138,13 @@ class DomainSection(Section):
     first: at equal targets, sampling has the lower gradient variance."""
 
     parts_by: str | None = None
-    """The column whose values tell parts of the domain apart: its loss and tokens are measured for each (`web/arxiv`),
-    document by document, beside those of the domain. Text, whole numbers, truth values or dates, at most 64 different
-    ones; documents without a value are the part `none`. The mixture does not see parts."""
+    """The column whose values tell parts of the domain apart, document by document: loss and tokens are measured for each
+    (`web/arxiv`), beside those of the domain. Text, whole numbers, truth values or dates, at most 64 different ones;
+    documents without a value are the part `none`. The mixture does not see parts. [data](data.md#parts-of-a-domain)"""
 
     part_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """What the loss of a part's tokens counts, against 1 of the parts that are not named: {forum: 0.5}. The domain's
-    share of the objective changes with them, so they do not go together with target weights."""
+    """What the loss of a part's tokens counts, against 1 of the parts that are not named: {forum: 0.5, "2015": 2}.
+    The domain's share of the objective changes with them, so they do not go together with target weights."""
 
     max_epochs: Annotated[float, Field(gt=0)] = 4.0
     """How often the run should read this domain at most. Up to 4 epochs, repeated tokens are worth about as much as
