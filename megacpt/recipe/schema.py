@@ -138,8 +138,8 @@ class DomainSection(Section):
     first: at equal targets, sampling has the lower gradient variance."""
 
     parts_by: str | None = None
-    """The column whose values tell parts of the domain apart, document by document. Each has a loss and tokens of its own
-    (`web/arxiv`), beside the domain's. Text, whole numbers, truth values or dates, at most 64 different ones;
+    """The column whose values tell parts of the domain apart, document by document. Each has a loss and tokens of its
+    own (`web/arxiv`), beside the domain's. Text, whole numbers, truth values or dates, at most 64 different ones;
     documents without a value are the part `none`. The mixture does not see parts. [data](data.md#parts-of-a-domain)"""
 
     part_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
