@@ -145,7 +145,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         if not (folder / MODEL_FILES).exists():
             model.keep_model_files(recipe, plan, base, folder / MODEL_FILES)
         data.keep_insertions(stream, folder, origin, first_step)
-        shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.num_steps)
+        shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.last_step)
         shown |= data.describe_objective(recipe, stream.history)
         sinks = open_sinks(resolved, folder, first_step, shown, due, origin)
     stopping = Stopping(Agreement(world.world_size), start.signalled, start.deadline)

@@ -4,6 +4,7 @@
     bytes      "8GiB", "8GB", "512MiB", 4096
     seconds    "30min", "2h", "1.5h", "90s", "250ms", "1d", 90
     durations  "1%" of a run, or tokens: "200M"
+    shares     "1%", 0.01
 
 Parsing is exact (decimal arithmetic, no floats) and printing is its inverse: parse(format(x)) == x. Whatever cannot be
 read raises ValueError with what was found and what would do; the reader of a file adds where.
@@ -61,6 +62,22 @@ def _whole(value: object, units: Mapping[str, int], expected: str, what: str) ->
 def parse_tokens(value: str | int) -> int:
     """The number of tokens in "20B", "512K", "8Ki" or a plain integer. K, M, B, T are decimal: "8K" is 8000."""
     return _whole(value, TOKEN_UNITS, 'a number of tokens such as "20B", "512K" or 122880', "tokens")
+
+
+def parse_count(value: str | int) -> int:
+    """The number in "2M", "512K" or a plain integer."""
+    return _whole(value, TOKEN_UNITS, 'a whole number such as 16, "512K" or "2M"', "things")
+
+
+def parse_share(value: str | float) -> float:
+    """The part of a whole in "1%" or 0.01; no bounds are looked at."""
+    if isinstance(value, float):
+        return value
+    expected = "a share such as 1% or 0.01"
+    number, unit = _split(value, expected)
+    if unit not in ("", "%"):
+        raise ValueError(f"{value!r} is not {expected}")
+    return float(number / 100 if unit else number)
 
 
 def format_tokens(tokens: int) -> str:

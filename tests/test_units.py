@@ -16,6 +16,7 @@ from megacpt.units import (
     parse_bytes,
     parse_seconds,
     parse_sequence_length,
+    parse_share,
     parse_tokens,
 )
 
@@ -82,6 +83,13 @@ def test_sequence_lengths_take_binary_units_only() -> None:
     assert parse_sequence_length(8192) == parse_sequence_length("8Ki") == parse_sequence_length("8192") == 8192
     with pytest.raises(ValueError, match='write 8192, or "8Ki"'):
         parse_sequence_length("8K")
+
+
+def test_shares_are_parts_or_percents() -> None:
+    assert [parse_share(value) for value in ("1%", "0.01", 0.01, 1e-5, 1)] == [0.01, 0.01, 0.01, 1e-5, 1]
+    for value in ("1M", "much", None, True):
+        with pytest.raises(ValueError, match="is not a share such as 1%"):
+            parse_share(value)  # type: ignore[arg-type]
 
 
 @given(counts | st.builds(lambda n, shift: n << shift, st.integers(0, 10**6), st.integers(0, 40)))

@@ -42,7 +42,7 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
         paths = domain.shards if is_divided else getattr(domain, part)
         if not paths:
             continue
-        key = f"data.domains.{name}.{part}"
+        key = f"data.domains.{name}.{'held_out_share' if is_divided else part}"
         split = Subset()
         if domain.held_out_share:
             split = Subset(held_out_share=domain.held_out_share, held_out_by=domain.held_out_by)
@@ -58,6 +58,7 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
                     quantiles=domain.quantiles,
                 )
                 if subset != Subset() or domain.order_by:
+                    key = f"data.domains.{name}"
                     corpus = select(whole, subset, domain.order_by, domain.order == "descending")
             elif is_divided:
                 corpus = select(whole, replace(split, is_held_out=True))
@@ -176,6 +177,7 @@ def records(
             order=order,
             window_tokens=domain.order_window,
             packing=recipe.data.packing,
+            subset=corpus.subset if isinstance(corpus, View) else None,
         )
     if insertions:
         read[INSERTIONS] = record_of_insertions(insertions)
@@ -223,7 +225,8 @@ HOPELESS_EPOCHS = 16
 def bounded(resolved: Resolved, rows: Stream) -> tuple[Resolved, Stream]:
     """The run with `when_exhausted` obeyed: a domain that was read `max_epochs` times leaves, or ends the run.
 
-    One at a time, the earliest first: what one leaves is read from the others, which are then exhausted sooner.
+    One at a time, the earliest first: what one leaves is read from the others, which are then exhausted sooner. The run
+    ends where none is left.
     """
     domains = resolved.recipe.data.domains
     waiting = {name for name in rows.names if name in domains and domains[name].when_exhausted != "repeat"}
@@ -240,6 +243,10 @@ def bounded(resolved: Resolved, rows: Stream) -> tuple[Resolved, Stream]:
         later = [segment.from_step for segment in rows.history.segments if segment.from_step > step]
         for change in [step, *later]:
             weights = {other: w for other, w in rows.history.settings(change).weights.items() if other != name}
+            if not any(weights.values()):
+                logger().info("the run ends after step %d: all its domains are exhausted there", change)
+                resolved = replace(resolved, last_step=change)
+                break
             rows = rows.with_history(rows.history.set_weights(change, weights))
 
 
@@ -249,7 +256,7 @@ def check_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:
     Raises:
         DataError: one would be read more than 16 times, and `max_epochs` does not say that it may.
     """
-    for domain in rows.report(num_steps) if num_steps else ():
+    for domain in rows.report(num_steps):
         limit = recipe.data.domains[domain.name].max_epochs if domain.name in recipe.data.domains else math.inf
         if domain.epochs <= limit:
             continue
@@ -323,7 +330,7 @@ def describe(rows: Stream, num_steps: int) -> dict[str, str]:
             f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
             f"{domain.epochs:.2f} epochs{_order_in_words(rows, domain.name)}{_packing_in_words(rows, domain.name)}"
             f"{_parts_in_words(rows, domain.name)}"
-            + "".join(f"; {removed}" for removed in getattr(rows.corpora[domain.name], "removed", ()))
+            + "".join(f"; {removed}" for removed in getattr(rows.corpora.get(domain.name), "removed", ()))
         )
         for domain in rows.report(num_steps)
     }

@@ -68,7 +68,7 @@ def ceilings(resolved: Resolved, loader: Loader, step: int) -> dict[str, float]:
     """Domain -> its largest share of the remaining tokens that reads it no more than `max_epochs` times in all."""
     rows = loader.stream
     remaining_tokens = max(resolved.total_tokens - rows.history.tokens(step), 1)
-    epochs = {domain.name: domain.epochs for domain in rows.report(step)} if step else {}
+    epochs = {domain.name: domain.epochs for domain in rows.report(step)}
     return {
         name: max(domain.max_epochs - epochs.get(name, 0.0), 0.0) * rows.corpora[name].num_tokens / remaining_tokens
         for name, domain in resolved.recipe.data.domains.items()

@@ -204,7 +204,8 @@ def describe(resolved: Resolved, plan: Blueprint, bounds: Sequence[int], device:
             f"{resolved.global_rows} rows x {resolved.sequence_length:,} = {resolved.tokens_per_step:,} tokens,"
             f" {resolved.num_micro_batches} micro-batches of {resolved.micro_rows} a rank"
         ),
-        "run": f"{resolved.num_steps:,} steps, {resolved.total_tokens:,} tokens",
+        "run": f"{resolved.num_steps:,} steps, {resolved.total_tokens:,} tokens"
+        + (f"; ends after step {resolved.last_step:,}" if resolved.last_step < resolved.num_steps else ""),
     }
 
 

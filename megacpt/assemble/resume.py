@@ -163,18 +163,27 @@ def check_continues(resolved: Resolved, checkpoint: Path, accepted: tuple[str, .
     if saved["layout"] != _layout(resolved):
         logger().info("a checkpoint of %s goes on as %s", _spelled(saved["layout"]), _spelled(_layout(resolved)))
     current = _computing(resolved.recipe)
-    changes = [
-        f"{key}: {before!r} then, {now!r} in {resolved.recipe.where(key)}"
+    changes = {
+        key: _change(before, now, resolved.recipe.where(key))
         for key, before, now in _differences(_completed(saved["recipe"]), current)
         if not any(_matches(key, pattern) for pattern in (*FREE, *accepted))
-    ]
+    }
     if changes:
         raise CheckpointError(
-            "the recipe contradicts the checkpoint: " + "; ".join(changes),
+            "the recipe contradicts the checkpoint: " + "; ".join(f"{key}: {words}" for key, words in changes.items()),
             where=str(checkpoint),
-            hint="Use the checkpoint's own values, start a new run from its export, or accept with --accept KEY.",
+            hint="Use the checkpoint's own values, start a new run from its export, or let the new ones hold from here "
+            f"on with {' '.join(f'--accept {key}' for key in changes)}.",
         )
     return saved
+
+
+def _change(before: Any, now: Any, where: str) -> str:
+    if before is None and isinstance(now, dict):
+        return f"not there then, but in {where}"
+    if now is None and isinstance(before, dict):
+        return f"there then, and not in {where}"
+    return f"{before!r} then, {now!r} in {where}"
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:

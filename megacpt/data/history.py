@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from megacpt.data.mixture import MAX_SAMPLES, Mixture
 from megacpt.errors import DataError
+from megacpt.units import counted
 
 _FORMAT = 1
 
@@ -80,6 +81,7 @@ class CorpusRecord:
             by score": rows come as they lie, shuffled within windows only.
         window_tokens: of those windows; None: a hundredth of the text.
         packing: "concat" or "best_fit": how rows are cut from it (`megacpt.data.rows`).
+        subset: a digest of which of the shards' documents are meant, and in which order; None: all, as they lie.
     """
 
     tokens: int
@@ -90,6 +92,7 @@ class CorpusRecord:
     order: str = "shuffled"
     window_tokens: int | None = None
     packing: str = "concat"
+    subset: str | None = None
 
     def window_rows(self, sequence_length: int) -> int | None:
         """Rows that are shuffled among themselves; None: all of the text."""
@@ -99,7 +102,7 @@ class CorpusRecord:
 
     def grows_to(self, other: CorpusRecord) -> bool:
         """Whether `other` is this corpus with nothing changed, and perhaps shards behind it."""
-        same = ("tokenizer", "redraw", "order", "window_tokens", "packing")
+        same = ("tokenizer", "redraw", "order", "window_tokens", "packing", "subset")
         return (
             all(getattr(self, key) == getattr(other, key) for key in same)
             and self.shards == other.shards[: len(self.shards)]
@@ -110,15 +113,27 @@ class CorpusRecord:
         """What differs in `other`, a phrase each; empty if nothing does."""
         keys = ("tokens", "documents", "tokenizer", "redraw", "order", "window_tokens", "packing")
         facts = [(key, getattr(self, key), getattr(other, key)) for key in keys]
-        phrases = [f"{key} {before} before, {now} now" for key, before, now in facts if before != now]
+        phrases = [f"{key} {_shown(before)} before, {_shown(now)} now" for key, before, now in facts if before != now]
+        if self.subset != other.subset:
+            phrases.append(
+                f"{_meant(self)} before, {'another part' if self.subset and other.subset else _meant(other)} now"
+            )
         if self.shards != other.shards:
             phrases.append(_shard_change(self.shards, other.shards))
         return phrases
 
 
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _meant(record: CorpusRecord) -> str:
+    return "a part of the documents" if record.subset else "all documents"
+
+
 def _shard_change(before: Sequence[str], now: Sequence[str]) -> str:
     if now[: len(before)] == before:
-        return f"{len(now) - len(before)} shards were added behind the {len(before)} there were"
+        return f"{counted(len(now) - len(before), 'shard')} added behind the {len(before)} there were"
     if sorted(now) == sorted(before):
         return "the shards come in another order"
     if len(now) != len(before):

@@ -355,10 +355,12 @@ class Stream:
         return self.cuts[domain][cut].text(self.corpora[self.names[domain]])
 
     def report(self, num_steps: int) -> tuple[DomainReport, ...]:
-        """Return what the run's first steps (1 or more) take from each domain, in the order of `names`.
+        """Return what the run's first steps take from each domain, in the order of `names`; no steps, no domains.
 
         Samples that a jump passes over are not taken, but their rows do not come again in that epoch.
         """
+        if not num_steps:
+            return ()
         tokens, targets = np.zeros(len(self.names), dtype=np.int64), np.zeros(len(self.names))
         for stretch in self.history.stretches(num_steps):
             num_samples = stretch.num_steps * stretch.settings.global_rows

@@ -104,11 +104,16 @@ class View:
 
     @property
     def shard_digests(self) -> tuple[str, ...]:
-        """Those of the corpus, and one of what the view keeps of it."""
+        """Those of the corpus."""
+        return self.corpus.shard_digests
+
+    @property
+    def subset(self) -> str:
+        """A digest of what the view keeps of the corpus, and in which order."""
         kept = hashlib.blake2b(self._name.encode(), digest_size=16)
         kept.update(self._starts.tobytes())
         kept.update(self._offsets.tobytes())
-        return (*self.corpus.shard_digests, kept.hexdigest())
+        return kept.hexdigest()
 
     def documents(self) -> NDArray[np.int64]:
         """The numbers in the corpus of its documents, in their order; empty ones only between others."""

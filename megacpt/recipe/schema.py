@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, PrivateAttr
 
-from megacpt.units import Duration, format_tokens, parse_sequence_length, parse_tokens
+from megacpt.units import Duration, format_tokens, parse_sequence_length, parse_share, parse_tokens
 
 
 def _as_list(value: object) -> object:
@@ -33,7 +33,7 @@ SequenceLength = Annotated[int, BeforeValidator(parse_sequence_length), Field(ge
 Stretch = Annotated[InstanceOf[Duration], BeforeValidator(Duration.parse), PlainSerializer(str, when_used="json")]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(strict=False)]
 Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]

@@ -165,7 +165,7 @@ def test_what_a_share_holds_out_is_not_trained_on(tmp_path: Path, monkeypatch: p
     write_folder(tmp_path / "corpus", [[[number] * number for number in range(1, 60)]])
     corpus = open_corpus(tmp_path / "corpus")
     monkeypatch.setattr(data, "open_corpus", lambda paths: corpus)
-    split = "held_out: [], held_out_share: 0.3, held_out_by: num_tokens"
+    split = "held_out: [], held_out_share: 30%, held_out_by: num_tokens"
     recipe = resolved(tmp_path, f"data.domains.law={{{split}, where: num_tokens > 9}}").recipe
     parts = [
         set(corpora["law"].read(0, corpora["law"].num_tokens).tolist())
@@ -189,7 +189,7 @@ def test_an_order_is_read_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ] == [{0, 1}, {2, 3}]
     assert "epochs, ascending by num_tokens, shuffled within 32 tokens" in data.describe(stream, 1)["law"]
     assert "shuffled" not in data.describe(stream, 1)["web"]
-    with pytest.raises(DataError, match=r"small\.yaml:\d+: data\.domains\.law\.shards: order_by year: .*no column"):
+    with pytest.raises(DataError, match=r"--set: data\.domains\.law: order_by year: .*no column"):
         data.open_corpora(
             resolved(tmp_path, "data.domains.law={order: descending, order_by: year}").recipe, "shards", 118
         )
@@ -253,6 +253,22 @@ def test_domains_are_exhausted_sooner_by_what_is_left_out_and_by_those_that_leav
     both = resolved(tmp_path, f"data.domains.web={exhausted % 'stop'}", f"data.domains.law={exhausted % 'renormalise'}")
     ends = [data.bounded(run, rows(run))[0].last_step for run in (alone, both)]
     assert 16 < ends[1] < ends[0] < run.last_step
+
+
+def test_a_run_ends_where_all_its_domains_are_exhausted(tmp_path: Path) -> None:
+    exhausted = "{max_epochs: 2, when_exhausted: renormalise}"
+    run = resolved(tmp_path, f"data.domains.web={exhausted}", f"data.domains.law={exhausted}")
+    ended, left = data.bounded(run, rows(run))
+    assert 16 < ended.last_step < run.last_step
+    assert all(1.5 < domain.epochs <= 2 for domain in left.report(ended.last_step))
+    assert data.bounded(ended, left)[0] == ended, "a resume changes nothing more"
+
+
+def test_a_domain_that_left_is_said_without_its_text(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "data.packing=best_fit")
+    history = rows(run).history.set_weights(4, {"law": 1})
+    described = data.describe(Stream({"law": CORPORA["law"]}, history), num_steps=8)
+    assert described["web"].startswith("12.5% of the tokens: 128 ")
 
 
 def run_settings(run: Resolved) -> Settings:

@@ -124,3 +124,11 @@ STORED: dict[str, Any] = planned().to_json()
 def test_what_is_no_history_is_refused(stored: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         History.from_json(stored)
+
+
+def test_a_corpus_grows_by_shards_alone() -> None:
+    whole = CorpusRecord(1000, 10, shards=("one",))
+    assert whole.grows_to(CorpusRecord(1500, 15, shards=("one", "two")))
+    part = CorpusRecord(1500, 15, shards=("one", "two"), subset="some of them")
+    assert not whole.grows_to(part)
+    assert not part.grows_to(CorpusRecord(2000, 20, shards=("one", "two", "three"), subset="others"))

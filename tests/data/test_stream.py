@@ -140,6 +140,10 @@ def test_the_report_adds_up() -> None:
     assert [domain.unique_tokens for domain in stream.report(8)] == [6 * S, 2 * S]
 
 
+def test_no_steps_take_nothing() -> None:
+    assert sized_stream({"a": 1}, {"a": 40}).report(0) == ()
+
+
 def test_a_domain_smaller_than_a_row_is_refused() -> None:
     with pytest.raises(DataError, match=r"domain b: .* single row \(found 8 tokens, expected .* 9 or more\)"):
         stream_of({"a": MemoryCorpus([9]), "b": MemoryCorpus([8])}, {"a": 1, "b": 1}, S)

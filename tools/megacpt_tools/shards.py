@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megacpt.errors import DataError, as_argument
-from megacpt.units import counted, parse_tokens
+from megacpt.units import counted, parse_count, parse_share
 
 if TYPE_CHECKING:
     from rich.table import Column
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 _PREVIEW_TOKENS = 120
 
-_count = as_argument(parse_tokens)
+_count = as_argument(parse_count)
 """A count that may be 0; "1.5B" and the like are understood."""
 
 
@@ -99,7 +98,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     split = build.add_argument_group("split")
     split.add_argument(
         "--held-out",
-        type=_fraction,
+        type=as_argument(_fraction),
         default=0.0,
         metavar="SHARE",
         help="hold out a share of the documents (1%% or 0.01), chosen by a hash of their text: FOLDER/train and "
@@ -406,15 +405,12 @@ def _at_least_one(text: str) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _fraction(text: str) -> float:
     """'1%' or '0.01'."""
-    try:
-        fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        fraction = math.nan
+    fraction = parse_share(text)
     if not 0 < fraction < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 1% or 0.01")
+        raise ValueError(f"{text!r} is not a share such as 1% or 0.01")
     return fraction

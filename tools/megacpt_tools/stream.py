@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megacpt.errors import as_argument
-from megacpt.units import counted, parse_tokens
+from megacpt.units import counted, parse_count
 
 if TYPE_CHECKING:
     from megacpt.data.stream import Stream
@@ -24,10 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run_folder", type=Path, metavar="RUN", help="a run folder (its newest checkpoint) or a checkpoint"
     )
     show.add_argument(
-        "--from", type=as_argument(parse_tokens), default=0, metavar="N", dest="first", help="first sample (default: 0)"
+        "--from", type=as_argument(parse_count), default=0, metavar="N", dest="first", help="first sample (default: 0)"
     )
     show.add_argument(
-        "--count", type=as_argument(parse_tokens), default=16, metavar="K", help="how many samples (default: 16)"
+        "--count", type=as_argument(parse_count), default=16, metavar="K", help="how many samples (default: 16)"
     )
     show.set_defaults(action=_show)
     history = actions.add_parser("history", help="list what happened to the data, and what is planned")
