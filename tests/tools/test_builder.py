@@ -358,11 +358,22 @@ def test_columns_are_kept_in_the_order_of_documents_and_conditions_counted(
     assert sorted(seen) == [number for number in range(10, len(MANY)) if number not in (20, 21)]
 
 
-def test_a_column_of_mixed_kinds_is_refused(tmp_path: Path, bpe_folder: Path) -> None:
+@pytest.mark.parametrize("value", ['"one"', str(2**63), "{}"])
+def test_a_column_of_mixed_kinds_is_refused(value: str, tmp_path: Path, bpe_folder: Path) -> None:
     source = tmp_path / "a.jsonl"
-    source.write_text('{"text": "a", "x": 1}\n{"text": "b", "x": "one"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl: a column mixes kinds of values"):
+    source.write_text(f'{{"text": "a", "x": 1}}\n{{"text": "b", "x": {value}}}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl: column x: a column mixes kinds of values"):
         build_shards([source], bpe_folder, tmp_path / "out", keep_columns=("x",))
+
+
+def test_columns_that_no_document_has_are_said(
+    tmp_path: Path, jsonl: Path, bpe_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_shards([jsonl], bpe_folder, tmp_path / "kept", keep_columns=("number", "yaer"))
+    assert f"{jsonl}: none of the first {len(MANY)} documents has a value of yaer" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"the conditions remove every document.*keys or columns of the input"):
+        build_shards([jsonl], bpe_folder, tmp_path / "chosen", where=("scroe > 1",))
+    assert "a value of scroe" in capsys.readouterr().err
 
 
 def test_slices_joined_hold_what_one_build_holds(
@@ -377,7 +388,7 @@ def test_slices_joined_hold_what_one_build_holds(
     build_shards(files, bpe_folder, tmp_path / "whole", **options)
     for index in (2, 0):
         build_shards(files, bpe_folder, tmp_path / "sliced", index=index, num_slices=3, **options)
-    with pytest.raises(DataError, match=r"slices are missing .found slice_00001_of_00003"):
+    with pytest.raises(DataError, match=r"slices are missing: slice_00001_of_00003"):
         join_slices(tmp_path / "sliced")
     build_shards(files, bpe_folder, tmp_path / "sliced", index=1, num_slices=3, **options)
     joined = join_slices(tmp_path / "sliced")

@@ -156,6 +156,20 @@ def test_a_document_too_large_is_refused(
         read(tmp_path / "a.txt", documents)
 
 
+@pytest.mark.parametrize("block_bytes", [1, 40, 1 << 20])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_line_too_large_is_named_and_left_out(
+    name: str, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(inputs, "MAX_DOCUMENT_BYTES", 256)
+    WRITERS[name](tmp_path / name)  # the fifth document has 300 bytes
+    (found,) = faults(tmp_path / name)
+    assert re.search(r"(:|, row )5: the document is too large to be tokenized, more than", found)
+    assert read(tmp_path / name) == [text for text in TEXTS if len(text) < 256]
+    assert read(tmp_path / name)[-1] == "last"
+
+
 def test_a_folder_stands_for_its_files_in_order(tmp_path: Path) -> None:
     hidden = (".cache/x.jsonl", "sub/.ipynb_checkpoints/b.jsonl", ".y.txt")
     for name in ("b.jsonl", "a.txt", "sub/c.parquet", "sub/ignored.csv", "d.jsonl.gz", "e.tar.gz", *hidden):
@@ -207,6 +221,24 @@ def test_patterns_and_urls_stand_for_files(tmp_path: Path) -> None:
         find_inputs([f"memory://{tmp_path.name}/*.txt"])
     with pytest.raises(DataError, match=r"nosuch://x: the URL cannot be read"):
         find_inputs(["nosuch://x"])
+
+
+def test_the_errors_of_a_store_name_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def fail(*_: object) -> None:
+        raise LookupError("no such bucket\nand much more")
+
+    url = f"memory://{tmp_path.name}/a.jsonl"
+    with fsspec.open(url, "wb") as file:
+        file.write(LINES)
+    (source,) = find_inputs([url])
+    monkeypatch.setattr(fsspec, "open", fail)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
+    with pytest.raises(DataError, match=r"a\.jsonl: the URL cannot be read .found no such bucket\)"):
+        find_inputs([url])
+    with pytest.raises(DataError, match=r"a\.jsonl: the URL cannot be read .found no such bucket\)"):
+        [block.documents("text") for block in read_blocks(source, "text", "file")]
 
 
 def test_a_dataset_is_streamed(tmp_path: Path) -> None:

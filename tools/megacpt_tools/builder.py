@@ -56,6 +56,8 @@ from megacpt.data.manifest import (
 from megacpt.data.shard import AtomicFile, ShardWriter, dtype_for
 from megacpt.data.where import Where
 from megacpt.errors import DataError
+from megacpt.observe.log import logger
+from megacpt.units import counted
 from megacpt_tools import inputs
 from megacpt_tools.engine import fastest, reopened
 from megacpt_tools.inputs import HUB_DATASET, Block, DocumentBorder, Fault, Source, find_inputs, read_blocks
@@ -96,6 +98,7 @@ class TokenizedBlock:
     Attributes:
         columns: the values that are kept, or None if none are.
         removed: per filter, documents and bytes of text: int64 [filters, 2].
+        absent: columns that are asked for and that none of the documents has.
     """
 
     ids: NDArray
@@ -108,6 +111,7 @@ class TokenizedBlock:
     num_empty: int
     removed: NDArray[np.int64]
     faults: tuple[Fault, ...]
+    absent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,7 @@ class BlockTokenizer:
             num_empty=len(has_text) - sum(has_text),
             removed=removed,
             faults=faults,
+            absent=tuple(name for name, values in read.columns.items() if all(value is None for value in values)),
         )
 
     def _given_up(self, texts: list[str]) -> dict[int, str]:
@@ -288,6 +293,9 @@ def build_shards(
     try:
         with closing(_in_order(tokenize, tokenizer, engine_record, blocks, num_workers)) as in_order:
             for source, block, tokenized in in_order:
+                if not build.state.tallies and tokenized.num_documents and tokenized.absent:
+                    first = f"none of the first {counted(tokenized.num_documents, 'document')} has"
+                    logger().warning("%s: %s a value of %s", block.path, first, " or ".join(tokenized.absent))
                 for error in build.faults(source, block, tokenized, max_bad_lines):
                     if on_bad_line is not None:
                         on_bad_line(error)
@@ -571,7 +579,8 @@ class _Build:
         removed = sum(documents for documents, _ in self.state.removed)
         if removed == num_documents:
             found = f"{num_documents:,} documents, none left"
-            return DataError("the conditions remove every document", found=found, hint="Loosen --where.")
+            hint = "Loosen --where; its names are keys or columns of the input."
+            return DataError("the conditions remove every document", found=found, hint=hint)
         found = f"{num_documents - removed:,} documents"
         return DataError(f"no document falls into the part {part!r}", found=found, hint="Change the share held out.")
 
@@ -605,7 +614,8 @@ def _joined(folder: Path, overwrite: bool) -> Manifest:
     num_slices = first.slice.num_slices if first.slice else 0
     names = [SLICE_NAME.format(index, num_slices) for index in range(num_slices)]
     if missing := [name for name in names if name not in found]:
-        raise DataError("slices are missing", where=str(folder), found=", ".join(missing), hint="Build these first.")
+        hint = "Build the missing ones first."
+        raise DataError(f"slices are missing: {', '.join(missing)}", where=str(folder), hint=hint)
     for name in found:
         if name not in names:
             raise DataError("this slice is of another build", where=str(folder / name), expected=names[-1])
@@ -760,14 +770,17 @@ def _work(block: Block) -> TokenizedBlock:
 
 
 def _table(block: Block, columns: dict[str, Any]) -> pyarrow.Table:
-    try:
-        return pyarrow.table(columns)
-    except pyarrow.ArrowException as error:
-        raise _mixed(block.path, error) from None
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pyarrow.array(values)
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise _mixed(f"{block.path}: column {name}", error) from None
+    return pyarrow.table(arrays)
 
 
 def _mixed(where: str, error: Exception) -> DataError:
-    hint = "A column holds values of one kind: numbers, text, or true and false. Keep fewer, or make them alike."
+    hint = "A column holds values of one kind: numbers (of 64 bits at most), text, or true and false. Make them alike."
     return DataError("a column mixes kinds of values", where=where, found=str(error).splitlines()[0], hint=hint)
 
 

@@ -13,13 +13,14 @@ metadata. Until its slice is written, a task keeps its documents as text in the 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import orjson
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from megacpt.errors import DataError
 from megacpt_tools.builder import BuildOptions, build_shards
 
 
@@ -52,14 +53,17 @@ class MegacptShards(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Write this task's slice; yields the documents again."""
+        if world_size != self.options.num_slices:
+            raise DataError("each task makes a slice", found=f"{world_size} tasks", expected=self.options.num_slices)
         path = Path(self.output) / f".task_{rank:05}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        with path.open("wb") as file:
             for document in data or ():
                 columns = {name: document.metadata.get(name) for name in self.options.keep_columns}
                 if "id" in columns:
                     columns["id"] = document.id
-                file.write(json.dumps(columns | {self.options.text_key: document.text}) + "\n")
+                line = columns | {self.options.text_key: document.text}
+                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
                 yield document
         with self.track_time():
             build_shards([path], self.tokenizer, self.output, self.options, index=rank, overwrite=True)

@@ -22,8 +22,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -48,6 +48,7 @@ _PLAIN_TEXT = (".txt", ".md", ".rst")
 KNOWN_SUFFIXES = f"{', '.join(_JSON_LINES + _PLAIN_TEXT)} (each also .gz or .zst), .parquet"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _ROWS = 512
+_EXCERPT_CHARACTERS = 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -145,6 +146,8 @@ class JsonLines(Block):
 
     def documents(self, text_key: str, columns: Sequence[str] = ()) -> Documents:
         lines = self._lines()
+        if max(map(len, lines)) > MAX_DOCUMENT_BYTES:
+            return self._one_by_one(lines, text_key, columns)
         try:
             entries = [orjson.loads(line) for line in lines if line and not line.isspace()]
             texts = [entry[text_key] for entry in entries]
@@ -160,7 +163,7 @@ class JsonLines(Block):
         return lines[number]
 
     def _lines(self) -> list[bytes]:
-        """The lines without their ends; the last is empty, or the file's last line that has no end."""
+        """The lines without their ends, and an empty one; the last line of all may be cut short for its size."""
         data = self._range() if self.data is None else self.data
         if data and not data.endswith(b"\n"):
             data += b"\n"
@@ -178,7 +181,6 @@ class JsonLines(Block):
             data = file.read(left_bytes)
             if not data.endswith(b"\n"):
                 data += file.readline(MAX_DOCUMENT_BYTES)
-        _check_size(data, f"{self.path}, after byte {self.begin}")
         return data
 
     def _one_by_one(self, lines: list[bytes], text_key: str, columns: Sequence[str]) -> Documents:
@@ -239,22 +241,24 @@ class Rows(Block):
         texts = self.table.column(text_key).to_pylist()
         names = self.table.column_names
         kept = {name: self.table.column(name).to_pylist() if name in names else [None] * len(texts) for name in columns}
-        faults = tuple(
-            Fault(row, f"{text_key!r} is not text", repr(text)[:80])
-            for row, text in enumerate(texts)
-            if not isinstance(text, str)
-        )
+        faults = []
+        good = []
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                faults.append(Fault(row, f"{text_key!r} is not text", repr(text)[:80]))
+            elif len(text) > MAX_DOCUMENT_BYTES:
+                faults.append(replace(_too_large(), line=row))
+            else:
+                good.append(row)
         if faults:
-            is_text = [isinstance(text, str) for text in texts]
-            kept = {
-                name: [value for value, good in zip(values, is_text, strict=True) if good]
-                for name, values in kept.items()
-            }
-        return Documents([text for text in texts if isinstance(text, str)], kept, len(texts), faults)
+            texts = [texts[row] for row in good]
+            kept = {name: [values[row] for row in good] for name, values in kept.items()}
+        return Documents(texts, kept, self.table.num_rows, tuple(faults))
 
     def line(self, text: str, number: int, text_key: str) -> int:
         texts = self.table.column(text_key).to_pylist()
-        return [row for row, entry in enumerate(texts) if isinstance(entry, str)][number]
+        good = (row for row, entry in enumerate(texts) if isinstance(entry, str) and len(entry) <= MAX_DOCUMENT_BYTES)
+        return next(islice(good, number, None))
 
     def where(self, num_lines_before: int, line: int) -> str:
         return f"{self.path}, row {num_lines_before + line + 1}"
@@ -290,7 +294,7 @@ def read_blocks(
     Of a source that is divisible, only parts whose `begin` is wanted.
 
     Raises:
-        DataError: a damaged file, a table without the text's column, or a document of more than 256 MiB.
+        DataError: a damaged file, a table without the text's column, or plain text of more than 256 MiB in a document.
     """
     path, kind = source.path, source.kind
     if kind == HUB_DATASET:
@@ -340,7 +344,19 @@ def _is_url(path: str) -> bool:
 def _open_url(url: str) -> BinaryIO:
     import fsspec
 
-    return cast(BinaryIO, fsspec.open(url, "rb").open())
+    with _store_errors(url):
+        return cast(BinaryIO, fsspec.open(url, "rb").open())
+
+
+@contextmanager
+def _store_errors(url: str) -> Iterator[None]:
+    """Every store raises errors of its own kinds; they become one that names the URL."""
+    try:
+        yield
+    except Exception as error:
+        hint = "The package of a store has to be installed (s3fs, gcsfs), and its credentials set."
+        found = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError("the URL cannot be read", where=url, found=found, hint=hint) from None
 
 
 def _sources(path: str) -> list[Source]:
@@ -382,18 +398,16 @@ def listed(counts: Mapping[str, int]) -> str | None:
 def _sources_at_url(url: str) -> list[Source]:
     import fsspec
 
-    try:
+    with _store_errors(url):
         system, path = fsspec.core.url_to_fs(url)
         if system.isdir(path):
-            found = [file for file in sorted(system.find(path)) if _kind(file) is not None]
+            files = [file for file in sorted(system.find(path)) if _kind(file) is not None]
         else:
-            found = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
-        if not found:
-            raise DataError("there are no input files here", where=url, expected=KNOWN_SUFFIXES)
-        return [Source(system.unstrip_protocol(file), system.size(file), system.ukey(file)) for file in found]
-    except (ImportError, ValueError, OSError) as error:
-        hint = "The package of a store has to be installed (s3fs, gcsfs), and its credentials set."
-        raise DataError("the URL cannot be read", where=url, found=error, hint=hint) from None
+            files = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
+        found = [Source(system.unstrip_protocol(file), system.size(file), system.ukey(file)) for file in files]
+    if not found:
+        raise DataError("there are no input files here", where=url, expected=KNOWN_SUFFIXES)
+    return found
 
 
 def _kind(path: str) -> str | None:
@@ -436,7 +450,10 @@ def _cut(file: BinaryIO, path: str, *, at_blank_lines: bool) -> Iterator[bytes]:
                 lines.append(line)
                 size_bytes += len(line)
             data = b"".join([*lines, line])
-        _check_size(data, f"{path}, after {num_bytes:,} bytes")
+            _check_size(data, f"{path}, after {num_bytes:,} bytes")
+        elif not data.endswith(b"\n"):  # too large: what is left of the line is passed over
+            while (rest := file.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+                pass
         yield data if num_bytes else data.removeprefix(_BYTE_ORDER_MARK)
         num_bytes += len(data)
 
@@ -498,12 +515,15 @@ def _check_column(text_key: str, names: Sequence[str], path: str) -> None:
 
 def _entry(line: bytes, text_key: str) -> dict[str, Any] | Fault:
     """The object of a line, or what is wrong with it."""
+    if len(line) > MAX_DOCUMENT_BYTES:
+        return _too_large()
     try:
         entry = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         if not_utf8 := _not_utf8(line):
             return not_utf8
-        return Fault(0, "the line is not JSON", f"{error.msg}, column {error.colno}")
+        excerpt = error.doc[error.pos : error.pos + _EXCERPT_CHARACTERS]
+        return Fault(0, "the line is not JSON", f"{error.msg}, {excerpt and f'{excerpt!r}, '}column {error.colno}")
     if not isinstance(entry, dict):
         return Fault(0, "the line is no JSON object", type(entry).__name__)
     if text_key not in entry:
@@ -525,6 +545,10 @@ def _not_utf8(data: bytes) -> Fault | None:
     return None
 
 
+def _too_large() -> Fault:
+    return Fault(0, "the document is too large to be tokenized", f"more than {MAX_DOCUMENT_BYTES >> 20} MiB", "Cut it.")
+
+
 def _text_of(line: bytes, text_key: str) -> str | None:
     entry = _entry(line, text_key) if line and not line.isspace() else None
     return entry[text_key] if isinstance(entry, dict) else None
@@ -536,5 +560,5 @@ def _check_size(data: bytes, where: str) -> None:
             "a document is too large to be tokenized",
             where=where,
             expected=f"at most {MAX_DOCUMENT_BYTES >> 20} MiB",
-            hint="Cut it; plain text can be cut with --documents blank-line.",
+            hint="Cut it, or part it with --documents blank-line.",
         )

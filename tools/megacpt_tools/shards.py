@@ -173,7 +173,7 @@ _VERIFY = "Check sizes, checksums, the order of the index and that every id lies
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from megacpt_tools.builder import BuildOptions, build_shards
+    from megacpt_tools.builder import SLICE_NAME, BuildOptions, build_shards
     from megacpt_tools.inputs import listed, other_files
     from megacpt_tools.progress import build_progress
 
@@ -209,7 +209,9 @@ def _build(arguments: argparse.Namespace) -> int:
             on_bad_line=lambda error: print(f"left out: {error}", file=sys.stderr),
         )
     for part, manifest in manifests.items():
-        folder = Path(arguments.output) / part if manifest.split else arguments.output
+        folder = Path(arguments.output) / part if manifest.split else Path(arguments.output)
+        if manifest.slice:
+            folder /= SLICE_NAME.format(manifest.slice.index, manifest.slice.num_slices)
         print(f"{folder}: {_summary(manifest)}")
     manifest = next(iter(manifests.values()))
     for source in manifest.sources:
