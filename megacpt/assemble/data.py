@@ -20,7 +20,7 @@ from megacpt.data.stream import Stream, exhausted_at, record_of
 from megacpt.data.view import Subset, View, select
 from megacpt.errors import DataError
 from megacpt.evaluate.evaluator import Aligned
-from megacpt.observe.log import logger
+from megacpt.observe.log import logger, warn_once
 from megacpt.parallel.grid import Coordinate
 from megacpt.recipe import Recipe, Resolved, objective
 
@@ -267,7 +267,7 @@ def check_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:
                 expected=f"at most {max(limit, HOPELESS_EPOCHS):g}",
                 hint="Give it more text, a smaller weight or the run fewer tokens; or raise max_epochs, knowingly.",
             )
-        logger().warning(
+        warn_once(
             "domain %s is read %.1f times, more than its max_epochs %g: %s of its %s tokens are repeated",
             *(domain.name, domain.epochs, limit),
             *(f"{domain.tokens - domain.unique_tokens:,}", f"{domain.tokens:,}"),

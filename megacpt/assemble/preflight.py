@@ -31,7 +31,7 @@ from megacpt.errors import CheckpointError, DataError, LaunchError, MegacptError
 from megacpt.model.blueprint import Blueprint
 from megacpt.model.fill import WeightSource
 from megacpt.model.probe import probe
-from megacpt.observe.log import logger
+from megacpt.observe.log import logger, warn_once
 from megacpt.parallel.slices import Slice
 from megacpt.recipe import Architecture, Recipe, Resolved, checkpoint_bytes, num_checkpoints
 from megacpt.units import counted, rounded_bytes
@@ -62,7 +62,7 @@ def check_special_tokens(
                 continue
             key = f"data.domains.{name}.{part}"
             if not made_by.adds_eos:
-                logger().warning("%s: no token ends a document: the model does not learn where to stop", key)
+                warn_once("%s: no token ends a document: the model does not learn where to stop", key)
             if known is None:
                 continue
             begins = made_by.bos_id if made_by.adds_bos else None

@@ -121,7 +121,7 @@ def continued_history(
         CheckpointError: the text of a domain changed; all changes are named.
     """
     history, step = History.from_json(saved["data"]), saved["step"]
-    refused = []
+    refused: dict[str, str] = {}
     for name, record in corpora.items():
         before = history.latest_corpus(name)
         if before is None or before == record:
@@ -131,14 +131,13 @@ def continued_history(
         if any(_matches(key, pattern) for pattern in accepted):
             history = history.accept(step, change)
         else:
-            refused.append(change)
+            refused[key] = change
     if refused:
         raise CheckpointError(
-            "the data is not that of the checkpoint: " + "; ".join(refused),
+            "the data is not that of the checkpoint: " + "; ".join(refused.values()),
             where=str(checkpoint),
-            hint="Restore the shards. Shards added behind the others lengthen the epoch; any other change repeats and "
-            "skips text: accept either with --accept data.domains.NAME.shards. Other insertions hold from here on with "
-            "--accept data.insertions.",
+            hint="Restore it. Or let it hold from here on: shards behind the others lengthen the epoch, any other "
+            f"change of text repeats and skips some: {' '.join(f'--accept {key}' for key in refused)}.",
         )
     return history.replan(step, plan, corpora)
 

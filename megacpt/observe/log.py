@@ -63,6 +63,12 @@ def logger() -> logging.Logger:
     return log
 
 
+def warn_once(message: str, *values: object) -> None:
+    """Warn of what every rank finds alike: rank 0 says it."""
+    if _rank() == 0:
+        logger().warning(message, *values)
+
+
 def name_stage(stage: int) -> None:
     """Have this process's warnings name its pipeline stage, once that is known."""
     _formatter().stage = stage

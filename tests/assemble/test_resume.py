@@ -184,7 +184,10 @@ def test_an_edited_mixture_holds_from_the_checkpoint_on(tmp_path: Path) -> None:
 )
 def test_other_text_is_refused_or_accepted_on_record(now: CorpusRecord, said: str, tmp_path: Path) -> None:
     texts, values = TEXTS | {"law": now}, resolved(tmp_path)
-    with pytest.raises(CheckpointError, match=f"the data is not that of the checkpoint: .*{said}"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"the data is not that of the checkpoint: .*{said}.*: --accept data\.domains\.law\.shards\.",
+    ):
         continued(tmp_path, values, texts)
     with pytest.raises(CheckpointError, match="the data is not that"):
         continued(tmp_path, values, texts, "data.domains.web.shards")

@@ -13,6 +13,7 @@ def no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 def speak(capsys: pytest.CaptureFixture[str]) -> list[str]:
     log.logger().info("weights loaded from %s", "here")
     log.logger().warning("disk almost full")
+    log.warn_once("%d epochs", 5)
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err.splitlines()
@@ -20,7 +21,7 @@ def speak(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_rank_0_speaks_plainly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    assert speak(capsys) == ["weights loaded from here", "warning: disk almost full"]
+    assert speak(capsys) == ["weights loaded from here", "warning: disk almost full", "warning: 5 epochs"]
 
 
 def test_other_ranks_only_warn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
