@@ -77,6 +77,7 @@ setup(
         "deepspeed>=0.19.8,<0.20",
         "fastokens>=0.3.5",
         "fsspec>=2024.6",
+        "gigatoken>=0.10",
         "jinja2>=3.1",
         "ninja",
         "numpy>=2",

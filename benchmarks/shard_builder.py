@@ -1,14 +1,18 @@
 """Text to shards on one core: megacpt's builder against three others, on the same real text with the same tokenizer.
 
     megacpt quickstart --prepare-only
-    python benchmarks/shard_builder.py [--tokenizer smollm2 | llama3 | sentencepiece] [--megabytes 12] [--rounds 1]
+    python benchmarks/shard_builder.py [--tokenizer smollm2] [--megabytes 12] [--rounds 1]
 
     megacpt         megacpt shards build, one worker
     megatron-core   the loop of Megatron-LM's preprocess_data: json, a Hugging Face tokenizer, IndexedDatasetBuilder
     datatrove       JsonlReader and DocumentTokenizer, documents not shuffled
     datasets        load_dataset, a batched map and save_to_disk
 
-The SentencePiece model is trained here, on a part of the text; datatrove does not read such models and is passed over.
+    smollm2         tokenizer.json, byte-level BPE with digits one by one
+    llama3          Llama 3's ranks for megacpt, the tokenizer.json made of them for the others
+    sentencepiece   Mistral's tokenizer.model; datatrove does not read such models and is passed over
+    mistral         the tokenizer.json that transformers makes of it
+    unigram         tokenizer.json, trained here on a part of the text
 
 The text is the quickstart's and source files of installed packages. Each contender runs in a process of its own, in
 turns; one that is not installed is passed over. Opening the tokenizer (and for megacpt finding the fastest exact
@@ -33,6 +37,10 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from megacpt_tools.wheel_files import WheelFile, fetch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,9 +48,27 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RESULTS = Path(__file__).parent / "results"
 QUICKSTART = Path("runs/quickstart")
 DOWNLOADS = Path(".cache")
-PACKAGES = {"megacpt": "tiktoken", "megatron-core": "megatron-core", "datatrove": "datatrove", "datasets": "datasets"}
-EOS = {"smollm2": "<|endoftext|>", "llama3": "<|end_of_text|>", "sentencepiece": "</s>"}
-SENTENCEPIECE_VOCABULARY, SENTENCEPIECE_BYTES = 8000, 2_000_000
+PACKAGES = {"megacpt": "megacpt", "megatron-core": "megatron-core", "datatrove": "datatrove", "datasets": "datasets"}
+EOS = {
+    "smollm2": "<|endoftext|>",
+    "llama3": "<|end_of_text|>",
+    "sentencepiece": "</s>",
+    "mistral": "</s>",
+    "unigram": "</s>",
+}
+UNIGRAM_VOCABULARY, UNIGRAM_BYTES = 8000, 2_000_000
+LLAMA3_RANKS = WheelFile(
+    "llama-models",
+    "0.3.0",
+    "llama_models/llama3/tokenizer.model",
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+)
+MISTRAL_MODEL = WheelFile(
+    "mistral-common",
+    "1.13.1",
+    "mistral_common/data/tokenizer.model.v1",
+    "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055",
+)
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -53,19 +79,27 @@ def cpu_seconds() -> float:
 
 
 def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, float, int]:
-    from megacpt_tools.builder import SMALL_BYTES, BuildOptions, _sampled_texts, build_shards
-    from megacpt_tools.engine import fastest
-    from megacpt_tools.inputs import find_inputs
-    from megacpt_tools.tokenizer import open_tokenizer
+    from megacpt_tools import builder
 
-    start = cpu_seconds()
-    opened = open_tokenizer(tokenizer)
-    if text.stat().st_size >= SMALL_BYTES:
-        fastest(opened, _sampled_texts(find_inputs([text]), BuildOptions()))
-    setup_seconds = cpu_seconds() - start
-    start = cpu_seconds()
-    manifest = build_shards([text], tokenizer, out, eos_token=eos, add_bos=False)["train"]  # sets up once more
-    return setup_seconds, cpu_seconds() - start - setup_seconds, manifest.tokens
+    setup_seconds = 0.0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            nonlocal setup_seconds
+            start = cpu_seconds()
+            result = function(*arguments)
+            setup_seconds += cpu_seconds() - start
+            return result
+
+        return run
+
+    with (
+        patch.object(builder, "open_tokenizer", timed(builder.open_tokenizer)),
+        patch.object(builder, "engine_for", timed(builder.engine_for)),
+    ):
+        start = cpu_seconds()
+        manifest = builder.build_shards([text], tokenizer, out, eos_token=eos, add_bos=False)["train"]
+        return setup_seconds, cpu_seconds() - start - setup_seconds, manifest.tokens
 
 
 def open_encoder(tokenizer: Path, eos: str) -> tuple[Encode, int, int]:
@@ -167,35 +201,31 @@ def tokenizers(name: str, folder: Path) -> tuple[Path, Path]:
     """The tokenizer for megacpt, and as a Hugging Face folder for the others."""
     if name == "smollm2":
         return QUICKSTART / "model", QUICKSTART / "model"
-    if name == "sentencepiece":
-        from sentencepiece import SentencePieceTrainer
+    if name in ("sentencepiece", "mistral"):
+        model = folder / "tokenizer.model"
+        model.symlink_to(fetch(MISTRAL_MODEL, DOWNLOADS / "mistral").resolve())
+        if name == "sentencepiece":
+            return model, model
+        from transformers import LlamaTokenizer
+
+        LlamaTokenizer.from_pretrained(folder).save_pretrained(folder / "mistral")
+        return folder / "mistral", folder / "mistral"
+    from transformers import PreTrainedTokenizerFast
+
+    if name == "unigram":
+        from tokenizers import SentencePieceUnigramTokenizer
 
         with (folder / "text.jsonl").open() as lines:
-            texts = [json.loads(line)["text"] for line in lines.readlines(SENTENCEPIECE_BYTES)]
-        model = folder / "sentencepiece.model"
-        sentences = (sentence for text in texts for sentence in text.splitlines())
-        SentencePieceTrainer.train(
-            sentence_iterator=sentences,
-            model_prefix=str(model.with_suffix("")),
-            vocab_size=SENTENCEPIECE_VOCABULARY,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            minloglevel=2,
+            texts = [json.loads(line)["text"] for line in lines.readlines(UNIGRAM_BYTES)]
+        trained = SentencePieceUnigramTokenizer()
+        trained.train_from_iterator(
+            texts, UNIGRAM_VOCABULARY, show_progress=False, special_tokens=["<unk>", EOS[name]], unk_token="<unk>"
         )
-        return model, model
-    from transformers import PreTrainedTokenizerFast
+        PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=EOS[name]).save_pretrained(folder / name)
+        return folder / name, folder / name
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    from megacpt_tools.wheel_files import WheelFile, fetch
-
-    ranks = WheelFile(
-        "llama-models",
-        "0.3.0",
-        "llama_models/llama3/tokenizer.model",
-        "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
-    )
-    path = fetch(ranks, DOWNLOADS / "llama3")
+    path = fetch(LLAMA3_RANKS, DOWNLOADS / "llama3")
     converted = TikTokenConverter(vocab_file=str(path)).converted()
     PreTrainedTokenizerFast(tokenizer_object=converted, eos_token=EOS[name]).save_pretrained(folder / "llama3")
     return path, folder / "llama3"
@@ -266,7 +296,10 @@ def write_result(arguments: argparse.Namespace, size_bytes: int, measured: dict[
         f"--megabytes {arguments.megabytes} --rounds {arguments.rounds}",
         "hardware": f"{processor()}; load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores",
         "versions": {name: version(package) for name, package in PACKAGES.items() if name in measured}
-        | {package: version(package) for package in ("megacpt", "fastokens", "tiktoken", "tokenizers")},
+        | {
+            package: version(package)
+            for package in ("fastokens", "gigatoken", "sentencepiece", "tiktoken", "tokenizers")
+        },
         "text": f"{size_bytes / 1e6:.1f} MB of JSON lines, {counts['megacpt']:,} tokens",
         "million_tokens_per_cpu_second": {name: round(rate / 1e6, 3) for name, rate in rates.items()},
         "times_as_fast": {name: round(rates["megacpt"] / rate, 2) for name, rate in rates.items()},

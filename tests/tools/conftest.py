@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,21 +46,29 @@ def bpe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model with byte fallback, BOS 1 and EOS 2."""
+    return train_sentencepiece(tmp_path_factory.mktemp("sentencepiece"))
+
+
+def train_sentencepiece(folder: Path, **settings: Any) -> Path:
+    """A SentencePiece model of the texts, as Llama 2's if the settings say nothing else."""
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
+    defaults: dict[str, Any] = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    }
     SentencePieceTrainer.Train(
         sentence_iterator=iter(TEXTS * 5),
         model_writer=model,
         vocab_size=340,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
         hard_vocab_limit=False,
         minloglevel=2,
+        **defaults | settings,
     )
-    path = tmp_path_factory.mktemp("sentencepiece") / "tokenizer.model"
+    path = folder / "tokenizer.model"
     path.write_bytes(model.getvalue())
     return path
 

@@ -277,9 +277,7 @@ def build_shards(
     sources = find_inputs(paths)
     opened = open_tokenizer(tokenizer)
     record = _tokenizer_record(tokenizer, opened, options)
-    engine, engine_record = opened, EngineRecord(name=opened.library, reason="the input is small")
-    if any(source.kind == HUB_DATASET for source in sources) or sum(s.size_bytes for s in sources) >= SMALL_BYTES:
-        engine, engine_record = fastest(opened, _sampled_texts(sources, options))
+    engine, engine_record = engine_for(opened, sources, options)
     record = record.model_copy(update={"engine": engine_record})
     tokenize = BlockTokenizer(
         tokenizer=engine,
@@ -694,6 +692,15 @@ def _blocks_of_slice(sources: Sequence[Source], options: BuildOptions) -> Iterat
 
         for block in read_blocks(source, options.text_key, options.documents, options.read_columns, is_wanted):
             yield number, block
+
+
+def engine_for(
+    tokenizer: Tokenizer, sources: Sequence[Source], options: BuildOptions
+) -> tuple[Tokenizer, EngineRecord]:
+    """What encodes the documents of a build, and how it was found; small inputs are not worth a search."""
+    if any(source.kind == HUB_DATASET for source in sources) or sum(s.size_bytes for s in sources) >= SMALL_BYTES:
+        return fastest(tokenizer, _sampled_texts(sources, options))
+    return tokenizer, EngineRecord(name=tokenizer.library, reason="the input is small")
 
 
 def _sampled_texts(sources: Sequence[Source], options: BuildOptions) -> Iterator[str]:

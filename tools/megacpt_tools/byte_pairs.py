@@ -32,7 +32,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megacpt_tools.tokenizer import LLAMA3_PATTERN, HuggingFaceTokenizer, Library, encode_together
+from megacpt_tools.tokenizer import (
+    LLAMA3_PATTERN,
+    FasterTokenizer,
+    HuggingFaceTokenizer,
+    Library,
+    encode_together,
+)
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel(use_regex) splits by; OpenAI's GPT-2, alternatives in the order of the library."""
@@ -57,13 +63,15 @@ class BytePairs:
     know (a newer Unicode may compose them); empty if there are none."""
 
 
-class BytePairTokenizer:
+class BytePairTokenizer(FasterTokenizer):
     """A Hugging Face tokenizer whose ids tiktoken makes."""
+
+    library: Library = "tiktoken"
 
     def __init__(self, tokenizer: HuggingFaceTokenizer, pairs: BytePairs) -> None:
         import tiktoken
 
-        self._slow = tokenizer
+        super().__init__(tokenizer)
         self._is_composed = pairs.is_composed
         self._absent = pairs.absent
         self._absent_beyond_ascii = re.compile(pairs.absent_beyond_ascii) if pairs.absent_beyond_ascii else None
@@ -71,15 +79,6 @@ class BytePairTokenizer:
         self._library = tiktoken.Encoding(
             "tokenizer.json", pat_str=pairs.pattern, mergeable_ranks=pairs.ranks, special_tokens={_BORDER: border_id}
         )
-        self.kind = tokenizer.kind
-        self.library: Library = "tiktoken"
-        self.vocab_size = tokenizer.vocab_size
-        self.bos_id, self.eos_id, self.adds_bos = tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos
-        self.decode, self.token_id = tokenizer.decode, tokenizer.token_id
-
-    @property
-    def fingerprint(self) -> str:
-        return self._slow.fingerprint
 
     def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
         if not any(map(self._needs_library, texts)):

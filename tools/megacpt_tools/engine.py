@@ -1,111 +1,89 @@
-"""Which library makes a tokenizer's ids: the fastest that is installed and proves to make the same.
+"""What makes a tokenizer's ids: the fastest that is installed and proves to make the same.
 
-    fastokens   byte-pair tokenizers and Llama 3's ranks; several times as fast as tiktoken on text that is split by one
-                of the patterns it knows (GPT-2's, Llama 3's, Qwen's, o200k, ...)
+    gigatoken   byte pairs with byte fallback (Llama 2, Mistral, Gemma), of SentencePiece or Hugging Face
+    fastokens   byte-level BPE and Llama 3's ranks; several times as fast as tiktoken on text that is split by one of
+                the patterns it knows (GPT-2's, Llama 3's, Qwen's, o200k, ...)
     tiktoken    byte-level BPE, with a proof for its merges (`byte_pairs`)
 
-Proof is by comparison with the tokenizer's own library, for the tokenizer and the input at hand: every character of
-Unicode's used planes, random mixtures of all kinds of characters, long runs of one, special tokens spelled out as text,
-and documents of the input, alone and as one. At one difference a library is not used.
+Where none is faster and exact (Unigram, WordPiece), the tokenizer's own library does it.
+
+Proof is by comparison with that library, for the tokenizer and the input at hand: every character of Unicode's used
+planes, all kinds of characters in pairs and in random mixtures, long runs of one, the whole vocabulary spelled out as
+text in a random order, a few tokens over and over, and documents of the input, alone and as one. At one difference an
+engine is not used.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import product
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megacpt.data.manifest import EngineRecord
-from megacpt_tools.byte_pairs import BytePairTokenizer, byte_pairs, llama3_description, unproven
-from megacpt_tools.tokenizer import HuggingFaceTokenizer, Library, TiktokenTokenizer, Tokenizer
+from megacpt_tools.byte_pairs import BytePairTokenizer, byte_pairs, unproven
+from megacpt_tools.fast_tokenizers import FastokensTokenizer, GigatokenTokenizer
+from megacpt_tools.tokenizer import FasterTokenizer, HuggingFaceTokenizer, Library, Tokenizer
 
-ENGINES: tuple[Library, ...] = ("fastokens", "tiktoken")
-"""The fastest first."""
 _PLANES = ((0x0000, 0xD800), (0xE000, 0x32000), (0xE0000, 0xE0200))
 """Every plane of Unicode with assigned characters, surrogates left out."""
 _KINDS = (
     *("\n", "\r\n", "\t", " ", "  ", "\x00", "\x85", "\xa0", "\u2028", "\u3000"),
     *("'", "'s", "'LL", "'ve", "/", "-", "_", ".", ",", "!", "=", "<", "{", "\U0001f600", "\u200d"),
     *("a", "A", "z", "S", "the", " The", "\xe9", "\u0130", "\u01c5", "\u02b0", "\xaa", "\u0301", "\u0308"),
+    *("\u2581", " \u2581", "\u2581\u2581", "\u2581the", "<s>", "</s>", "<unk>", "<0x0A>"),
     *("\u4e2d", "\u3042", "\uac00", "\u0e33", "\U00020000", "0", "1", "9", "12345", "\u0661", "\u2167", "\xbd"),
 )
-"""What patterns tell apart: letters by case, marks, numbers, white space, line ends, contractions, scripts."""
+"""What patterns tell apart: letters by case, marks, numbers, white space, line ends, contractions, scripts; and what
+SentencePiece writes for spaces, special tokens and bytes."""
 _RUN_CHARACTERS = 1 << 16
+_FASTER: dict[str, Callable[[Any], FasterTokenizer]] = {
+    "fastokens": FastokensTokenizer,
+    "gigatoken": GigatokenTokenizer,
+}
 
 
-class FastokensTokenizer:
-    """A byte-pair tokenizer whose ids fastokens makes.
-
-    Raises:
-        ValueError: fastokens does not understand it.
-    """
-
-    library: Library = "fastokens"
-
-    def __init__(self, tokenizer: HuggingFaceTokenizer | TiktokenTokenizer) -> None:
-        # One process a core is the build's parallelism. It is read once, when the library first encodes.
-        os.environ["FASTOKENS_BPE_THREADS"] = "1"
-        from fastokens import Tokenizer as Fast
-
-        self._slow = tokenizer
-        if isinstance(tokenizer, TiktokenTokenizer):
-            description = llama3_description(tokenizer.ranks)
-        else:
-            description = tokenizer.description
-        self._library = Fast.from_json_str(json.dumps(description | {"truncation": None, "padding": None}))
-        self.kind = tokenizer.kind
-        self.vocab_size = tokenizer.vocab_size
-        self.bos_id, self.eos_id, self.adds_bos = tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos
-        self.decode, self.token_id = tokenizer.decode, tokenizer.token_id
-
-    @property
-    def fingerprint(self) -> str:
-        return self._slow.fingerprint
-
-    def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
-        try:
-            ids, offsets = self._library.encode_batch_flat(texts, split_special_tokens=True)
-        except Exception:  # whatever it gives up on is the slower library's
-            return self._slow.encode(texts)
-        ends = np.frombuffer(offsets, np.int64)
-        return np.frombuffer(ids, np.int32), ends[1:] - ends[:-1]
+def candidates(tokenizer: Tokenizer) -> tuple[Library, ...]:
+    """What may run a tokenizer, the fastest first."""
+    if tokenizer.kind == "tiktoken":
+        return ("fastokens",)
+    if tokenizer.kind == "sentencepiece":
+        return ("gigatoken",)
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    if tokenizer.description["model"].get("byte_fallback"):
+        return ("gigatoken", "fastokens")
+    return ("fastokens", "tiktoken")
 
 
 def fastest(
-    tokenizer: Tokenizer, texts: Iterable[str], engines: Sequence[Library] = ENGINES
+    tokenizer: Tokenizer, texts: Iterable[str], engines: Sequence[Library] | None = None
 ) -> tuple[Tokenizer, EngineRecord]:
     """The tokenizer, run by the first engine that is there and proves equal, and how that was found.
 
     Args:
         tokenizer: as opened.
         texts: documents of the input, which are encoded by both.
-        engines: what may run it.
+        engines: what may run it, in this order; `candidates` if None.
     """
     reasons = []
-    if isinstance(tokenizer, HuggingFaceTokenizer | TiktokenTokenizer):
-        sample = list(texts)
-        for engine in engines:
-            if engine == tokenizer.library:
-                break
-            fast = _opened(tokenizer, engine)
-            if isinstance(fast, str):
-                reasons.append(f"{engine}: {fast}")
-            elif not _agree(tokenizer, fast, _adversities(tokenizer)):
-                reasons.append(f"{engine}: encodes some characters differently")
-            elif not _agree(tokenizer, fast, [*sample, "\n".join(sample)]):
-                reasons.append(f"{engine}: encodes documents of the input differently")
-            else:
-                num_tokens = int(fast.encode(sample)[1].sum())
-                reason = "; ".join(reasons) or None
-                record = EngineRecord(
-                    name=engine, reason=reason, checked_documents=len(sample), checked_tokens=num_tokens
-                )
-                return fast, record
+    sample = list(texts)
+    for engine in candidates(tokenizer) if engines is None else engines:
+        fast = _opened(tokenizer, engine)
+        if isinstance(fast, str):
+            reasons.append(f"{engine}: {fast}")
+        elif not _agree(tokenizer, fast, _adversities(tokenizer)):
+            reasons.append(f"{engine}: encodes some characters differently")
+        elif not _agree(tokenizer, fast, [*sample, "\n".join(sample)]):
+            reasons.append(f"{engine}: encodes documents of the input differently")
+        else:
+            num_tokens = int(fast.encode(sample)[1].sum())
+            reason = "; ".join(reasons) or None
+            return fast, EngineRecord(
+                name=engine, reason=reason, checked_documents=len(sample), checked_tokens=num_tokens
+            )
     return tokenizer, EngineRecord(name=tokenizer.library, reason="; ".join(reasons) or None)
 
 
@@ -113,48 +91,48 @@ def reopened(tokenizer: Tokenizer, engine: EngineRecord) -> Tokenizer:
     """A tokenizer opened again, under the engine that `fastest` found for it; nothing is checked again."""
     if engine.name == tokenizer.library:
         return tokenizer
-    assert isinstance(tokenizer, HuggingFaceTokenizer | TiktokenTokenizer)
     opened = _opened(tokenizer, engine.name, is_proven=True)
     assert not isinstance(opened, str)
     return opened
 
 
-def _opened(
-    tokenizer: HuggingFaceTokenizer | TiktokenTokenizer, engine: Library, is_proven: bool = False
-) -> Tokenizer | str:
+def _opened(tokenizer: Tokenizer, engine: Library, is_proven: bool = False) -> Tokenizer | str:
     """The tokenizer under an engine, or why it cannot run it."""
-    if engine == "fastokens":
-        if find_spec("fastokens") is None:
-            return "is not installed"
-        description = tokenizer.description if isinstance(tokenizer, HuggingFaceTokenizer) else {}
-        if '"Digits"' in json.dumps(description.get("pre_tokenizer")):
-            return "is no faster where digits are a step of their own"
-        try:
-            return FastokensTokenizer(tokenizer)
-        except ValueError as error:
-            return f"does not understand it ({error})"
-    assert isinstance(tokenizer, HuggingFaceTokenizer)
-    pairs = byte_pairs(tokenizer.description)
-    if isinstance(pairs, str):
-        return pairs
-    fault = None if is_proven else unproven(pairs, tokenizer.description)
-    return fault or BytePairTokenizer(tokenizer, pairs)
+    if engine == "tiktoken":
+        assert isinstance(tokenizer, HuggingFaceTokenizer)
+        pairs = byte_pairs(tokenizer.description)
+        if isinstance(pairs, str):
+            return pairs
+        fault = None if is_proven else unproven(pairs, tokenizer.description)
+        return fault or BytePairTokenizer(tokenizer, pairs)
+    if find_spec(engine) is None:
+        return "is not installed"
+    try:
+        return _FASTER[engine](tokenizer)
+    except ValueError as error:
+        return f"cannot run it ({error})"
 
 
-def _adversities(tokenizer: HuggingFaceTokenizer | TiktokenTokenizer) -> Iterator[str]:
+def _adversities(tokenizer: Tokenizer) -> Iterator[str]:
     """Texts that two ways to split text most easily treat differently."""
     for start, stop in _PLANES:
         for first in range(start, stop, 4096):
             characters = [chr(code) for code in range(first, min(first + 4096, stop))]
-            yield "".join(f"a{character}1 {character}" for character in characters)
+            yield "".join(f"a{character}1 {character} " for character in characters)
             yield unicodedata.normalize("NFD", "".join(characters))
+    yield from map("".join, product(_KINDS, repeat=2))
     random = np.random.default_rng(0)
     for _ in range(32):
         yield "".join(_KINDS[kind] for kind in random.integers(0, len(_KINDS), 4096))
-    for character in " \na1=\u00e9":
+    for character in " \na1=\u00e9\u2581":
         yield character * _RUN_CHARACTERS + "b"
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        yield " ".join(f"a{token['content']}b {token['content']}" for token in tokenizer.description["added_tokens"])
+    order = random.permutation(tokenizer.vocab_size).tolist()
+    for tokens in ([tokenizer.spelling(each) for each in order], [tokenizer.decode([each]) for each in order]):
+        yield "".join(tokens)
+        yield " ".join(tokens)
+        for _ in range(32):
+            few = [" ", *(tokens[each] for each in random.integers(0, len(tokens), 4))]
+            yield "".join(few[each] for each in random.integers(0, len(few), 512))
 
 
 def _agree(one: Tokenizer, other: Tokenizer, texts: Iterable[str]) -> bool:

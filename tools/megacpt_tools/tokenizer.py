@@ -25,6 +25,7 @@ import binascii
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -50,7 +51,7 @@ _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
 
 
 Kind = Literal["huggingface", "sentencepiece", "tiktoken"]
-Library = Literal["tokenizers", "sentencepiece", "tiktoken", "fastokens"]
+Library = Literal["tokenizers", "sentencepiece", "tiktoken", "fastokens", "gigatoken"]
 
 
 class Tokenizer(Protocol):
@@ -82,6 +83,30 @@ class Tokenizer(Protocol):
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its spelling."""
+
+    def spelling(self, token_id: int) -> str:
+        """What `token_id` takes."""
+
+
+class FasterTokenizer(ABC):
+    """A tokenizer whose ids something faster makes; in all else it is that tokenizer."""
+
+    library: Library
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._slow = tokenizer
+        self.kind = tokenizer.kind
+        self.vocab_size = tokenizer.vocab_size
+        self.bos_id, self.eos_id, self.adds_bos = tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos
+        self.decode, self.token_id, self.spelling = tokenizer.decode, tokenizer.token_id, tokenizer.spelling
+
+    @property
+    def fingerprint(self) -> str:
+        return self._slow.fingerprint
+
+    @abstractmethod
+    def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
+        """As `Tokenizer.encode`."""
 
 
 def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -144,6 +169,9 @@ class HuggingFaceTokenizer:
     def token_id(self, token: str) -> int | None:
         return self._library.token_to_id(token)
 
+    def spelling(self, token_id: int) -> str:
+        return self._library.id_to_token(token_id) or ""
+
 
 class SentencePieceTokenizer:
     """A SentencePiece model; it begins texts with BOS when it defines one, as Llama 2, Mistral and Gemma do."""
@@ -154,10 +182,11 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self._model = path.read_bytes()
+        self.model = path.read_bytes()
+        """What the file holds."""
         self._library = SentencePieceProcessor()
         try:
-            self._library.LoadFromSerializedProto(self._model)
+            self._library.LoadFromSerializedProto(self.model)
         except RuntimeError:
             raise DataError(
                 "this is no tokenizer",
@@ -171,7 +200,7 @@ class SentencePieceTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._model).hexdigest()
+        return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
         return _end_to_end(self._library.Encode(texts, out_type=int, num_threads=1))
@@ -182,6 +211,9 @@ class SentencePieceTokenizer:
     def token_id(self, token: str) -> int | None:
         found = self._library.PieceToId(token)
         return found if self._library.IdToPiece(found) == token else None
+
+    def spelling(self, token_id: int) -> str:
+        return self._library.IdToPiece(token_id)
 
 
 class TiktokenTokenizer:
@@ -224,6 +256,9 @@ class TiktokenTokenizer:
 
     def token_id(self, token: str) -> int | None:
         return self._special_tokens.get(token, self.ranks.get(token.encode()))
+
+    def spelling(self, token_id: int) -> str:
+        return self._library.decode([token_id])
 
 
 def encode_together(library: Encoding, texts: list[str], border: str) -> tuple[NDArray, NDArray[np.int64]]:
