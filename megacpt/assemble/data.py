@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.held_out import HeldOut
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
@@ -34,7 +36,7 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
         vocab_size: of the model.
 
     Raises:
-        DataError: shards are missing or broken, or made for another vocabulary.
+        DataError: shards are missing or broken, or made for another vocabulary; without a manifest a sample tells.
     """
     corpora: dict[str, Corpus | View] = {}
     for name, domain in recipe.data.domains.items():
@@ -73,6 +75,8 @@ def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus
                 expected=f"at most {vocab_size:,}",
                 hint="Build the shards with the model's own tokenizer.",
             )
+        if corpus.tokenizer is None:
+            check_ids(recipe.where(key), corpus, vocab_size)
         corpora[name] = corpus
     return corpora
 
@@ -100,6 +104,29 @@ def divided(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, P
                 expected=f"one of {', '.join(parts[name].names)}",
             )
     return parts
+
+
+SAMPLED_PLACES, SAMPLED_TOKENS = 64, 4096
+"""How much is looked at of text without a manifest: so many tokens in so many places."""
+
+
+def check_ids(where: str, corpus: Corpus | View, vocab_size: int) -> None:
+    """Refuse text without a manifest if a sample of it has ids that the model does not know.
+
+    Raises:
+        DataError: it has.
+    """
+    count = min(SAMPLED_TOKENS, corpus.num_tokens)
+    for start in np.unique(np.linspace(0, corpus.num_tokens - count, SAMPLED_PLACES, dtype=np.int64)).tolist():
+        ids = corpus.read(start, count)
+        if (unknown := ids[(ids < 0) | (ids >= vocab_size)]).size:
+            raise DataError(
+                "there are ids that the model's vocabulary does not have",
+                where=where,
+                found=f"{unknown[0]:,} among {count:,} tokens from {start:,} on",
+                expected=f"ids below {vocab_size:,}",
+                hint="Of raw files, is the dtype right? Else another tokenizer made them.",
+            )
 
 
 def check_tokenizers(

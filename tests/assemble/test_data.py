@@ -119,6 +119,20 @@ def test_a_vocabulary_larger_than_the_models(tmp_path: Path, monkeypatch: pytest
         data.open_corpora(recipe, "shards", 99)
 
 
+def test_ids_without_a_manifest_are_sampled(tmp_path: Path) -> None:
+    ids = np.full(200_000, 7, "<u2")
+    ids[9::10] = 2
+    ids.tofile(tmp_path / "ids.npy")
+    for dtype, known in (("uint16", True), ("uint32", False)):
+        recipe = resolved(tmp_path, f"data.domains.web.shards='{tmp_path}/ids.npy?dtype={dtype}&eos_id=2'").recipe
+        corpus = open_corpus(recipe.data.domains["web"].shards)
+        if known:
+            data.check_ids("web", corpus, 118)
+        else:
+            with pytest.raises(DataError, match=r"web: .*found 458,759 among 4,096 tokens from 0 on.*below 118.*dtype"):
+                data.check_ids("web", corpus, 118)
+
+
 def test_what_is_missing_is_placed_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"small\.yaml:\d+: data\.domains\.law\.shards: law"):

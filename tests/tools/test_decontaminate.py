@@ -89,5 +89,11 @@ def test_the_command_reports_and_writes(
     assert json.loads(report.read_text())[0]["sets"][1]["name"] == "two"
     assert {len(shard.columns) for shard in verify(folder).shards} == {1}
     assert main(["shards", "decontaminate", str(folder), "--against", "nameless.jsonl"]) == 2
+    (tmp_path / "torn.jsonl").write_text('{"text": "a"}\n{"text')
+    assert main(["shards", "decontaminate", str(folder), "--against", f"torn={tmp_path}/torn.jsonl"]) == 2
+    assert "torn.jsonl:2: the line is not JSON" in capsys.readouterr().err
+    (tmp_path / "torn.jsonl").write_text("")
+    assert main(["shards", "decontaminate", str(folder), "--against", *against, f"torn={tmp_path}/torn.jsonl"]) == 2
+    assert "torn.jsonl: the evaluation set holds no documents" in capsys.readouterr().err
     assert main(["shards", "decontaminate", str(folder), "--against", *against, "--ngram", "1000"]) == 2
     assert "no evaluation document has 1000 tokens" in capsys.readouterr().err

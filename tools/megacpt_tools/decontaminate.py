@@ -11,7 +11,7 @@ by chance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from pyarrow import parquet
 from megacpt.data.manifest import ColumnsRecord, Manifest, read_manifest
 from megacpt.data.shard import AtomicFile, Shard
 from megacpt.errors import DataError
-from megacpt_tools.inputs import find_inputs, read_blocks
+from megacpt_tools.inputs import Source, find_inputs, read_blocks
 from megacpt_tools.tokenizer import Tokenizer
 
 COLUMN = "overlap"
@@ -63,6 +63,17 @@ class CorpusOverlap:
     sets: tuple[SetOverlap, ...]
 
 
+def _texts(source: Source, text_key: str) -> Iterator[list[str]]:
+    num_lines = 0
+    for block in read_blocks(source, text_key, "file"):
+        read = block.documents(text_key)
+        for fault in read.faults:
+            where = block.where(num_lines, fault.line)
+            raise DataError(fault.message, where=where, found=fault.found, hint=fault.hint)
+        num_lines += read.num_lines
+        yield read.texts
+
+
 class EvaluationGrams:
     """The n-grams of evaluation sets.
 
@@ -81,18 +92,16 @@ class EvaluationGrams:
         hashes: list[NDArray[np.uint64]] = []
         counts: list[NDArray[np.int64]] = []
         set_sizes = []
-        for paths in sets.values():
+        for name, paths in sets.items():
             num_documents = 0
-            for block in (block for source in find_inputs(paths) for block in read_blocks(source, text_key, "file")):
-                read = block.documents(text_key)
-                if read.faults:
-                    fault = read.faults[0]
-                    raise DataError(fault.message, where=block.path, found=fault.found, hint=fault.hint)
-                ids, lengths = tokenizer.encode(read.texts)
+            for texts in (texts for source in find_inputs(paths) for texts in _texts(source, text_key)):
+                ids, lengths = tokenizer.encode(texts)
                 grams, documents = _grams(ids, np.concatenate(([0], np.cumsum(lengths))), num_tokens)
                 hashes.append(grams)
                 counts.append(np.bincount(documents, minlength=lengths.size))
                 num_documents += lengths.size
+            if not num_documents:
+                raise DataError("the evaluation set holds no documents", where=f"{name}={', '.join(paths)}")
             set_sizes.append(num_documents)
         every = np.concatenate([np.empty(0, np.uint64), *hashes])
         if not every.size:
