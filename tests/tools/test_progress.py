@@ -19,6 +19,8 @@ def test_a_log_gets_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatc
     assert line.startswith(" 25%  1,000 documents  2,000,000 tokens  ")
     assert "M tokens/s" in line
     assert line.endswith("left\n")
+    on_progress(BuildProgress(done_bytes=0, total_bytes=0, documents=5, tokens=9))
+    assert stream.getvalue().removeprefix(line).startswith("5 documents  9 tokens  ")
 
 
 def test_a_log_is_not_flooded() -> None:

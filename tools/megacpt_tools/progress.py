@@ -41,7 +41,7 @@ def build_progress(stream: TextIO | None = None) -> Iterator[Callable[[BuildProg
         with Progress(*columns, console=Console(file=stream), transient=True) as bar:
             task = bar.add_task("")
             yield lambda progress: bar.update(
-                task, completed=progress.done_bytes, total=progress.total_bytes, description=counts(progress)
+                task, completed=progress.done_bytes, total=progress.total_bytes or None, description=counts(progress)
             )
         return
 
@@ -53,10 +53,12 @@ def build_progress(stream: TextIO | None = None) -> Iterator[Callable[[BuildProg
         if now - last_seconds < LINE_EVERY_SECONDS:
             return
         last_seconds = now
-        left_bytes = progress.total_bytes - progress.done_bytes
-        left_seconds = (now - start_seconds) * left_bytes / max(progress.done_bytes, 1)
-        share = progress.done_bytes / max(progress.total_bytes, 1)
-        print(f"{share:4.0%}  {counts(progress)}  {format_seconds(left_seconds)} left", file=stream, flush=True)
+        text = counts(progress)
+        if progress.total_bytes:  # a dataset of the hub does not say how long it is
+            left_bytes = progress.total_bytes - progress.done_bytes
+            left_seconds = (now - start_seconds) * left_bytes / max(progress.done_bytes, 1)
+            text = f"{progress.done_bytes / progress.total_bytes:4.0%}  {text}  {format_seconds(left_seconds)} left"
+        print(text, file=stream, flush=True)
 
     yield line
 
