@@ -59,6 +59,23 @@ def test_diff_finds_the_first_step_that_differs(tmp_path: Path, capsys: pytest.C
     assert main(["stream", "diff", run, later]) == 0
 
 
+def test_diff_tells_other_text_from_added_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = checkpoint(tmp_path / "run", history())
+    changed = history().replan(6, PLAN, TEXTS | {"web": CorpusRecord(801, 9, shards=("another",))})
+    assert main(["stream", "diff", run, checkpoint(tmp_path / "changed", changed)]) == 1
+    said = capsys.readouterr().out
+    assert "the same rows in 6 steps; they differ in step 7" in said and "the text of domain web is another" in said
+    begun_otherwise = History.begin(0, PLAN, TEXTS | {"web": CorpusRecord(801, 9, shards=("another",))})
+    assert main(["stream", "diff", run, checkpoint(tmp_path / "begun", begun_otherwise)]) == 1
+    assert "the same rows in 0 steps" in capsys.readouterr().out
+    longer = history().replan(6, PLAN, TEXTS | {"web": CorpusRecord(1601, 18, shards=("one", "two"))})
+    assert main(["stream", "diff", run, checkpoint(tmp_path / "longer", longer)]) == 1
+    assert "is another" not in capsys.readouterr().out
+    inserted = History.begin(0, PLAN, TEXTS | {"insertions": CorpusRecord(3, 1, shards=("three",))})
+    assert main(["stream", "diff", run, checkpoint(tmp_path / "inserted", inserted)]) == 0
+    assert "what is inserted differs" in capsys.readouterr().out
+
+
 def test_what_holds_no_history_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stream", "show", str(tmp_path)]) == 2
     assert "no complete checkpoint here" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from megacpt.errors import as_argument
 from megacpt.units import counted, parse_count
 
 if TYPE_CHECKING:
+    from megacpt.data.history import CorpusRecord
     from megacpt.data.stream import Stream
 
 
@@ -106,8 +107,12 @@ def _history(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    from megacpt.data.insertions import DOMAIN as INSERTIONS
+
     stream, done = read_stream(arguments.run_folder)
     other, other_done = read_stream(arguments.other)
+    if stream.history.latest_corpus(INSERTIONS) != other.history.latest_corpus(INSERTIONS):
+        print("what is inserted differs, and is not compared")
     num_steps = min(done, other_done)
     parting = stream.history.parting(other.history)
     step = first_difference(stream, other, num_steps if parting is None else min(parting, num_steps), num_steps)
@@ -118,15 +123,32 @@ def _diff(arguments: argparse.Namespace) -> int:
     for path, each in ((arguments.run_folder, stream), (arguments.other, other)):
         settings, first = each.history.settings(step), each.history.first_sample(step)
         print(f"  {path}: {settings.global_rows} rows of {settings.sequence_length} from sample {first:,}")
+    for name in other_texts(stream, other, step):
+        print(f"  the text of domain {name} is another")
     return 1
 
 
 def first_difference(stream: Stream, other: Stream, first_step: int, num_steps: int) -> int | None:
     """The first step in [first_step, num_steps) at which two streams read different rows; None if there is none."""
     for step in range(first_step, num_steps):
-        if rows_of(stream, step) != rows_of(other, step):
+        rows = rows_of(stream, step)
+        if rows != rows_of(other, step) or {name for name, _, _ in rows} & {*other_texts(stream, other, step)}:
             return step
     return None
+
+
+def other_texts(stream: Stream, other: Stream, step: int) -> list[str]:
+    """The domains whose rows of equal number hold other text in two streams; shards behind the others change none."""
+    texts, others = (
+        {each.domain: each.record for each in one.history.corpora if each.from_step <= step} for one in (stream, other)
+    )
+
+    def is_same(one: CorpusRecord, two: CorpusRecord) -> bool:
+        same = ("tokenizer", "packing", "subset")
+        shards = zip(one.shards, two.shards, strict=False)
+        return all(getattr(one, key) == getattr(two, key) for key in same) and all(a == b for a, b in shards)
+
+    return [name for name in texts if name in others and not is_same(texts[name], others[name])]
 
 
 def rows_of(stream: Stream, step: int) -> list[tuple[str, int, int]]:
