@@ -19,12 +19,13 @@ import pytest
 from pyarrow import parquet
 
 from megacpt.data.corpus import open_corpus
-from megacpt.data.manifest import Manifest, verify
+from megacpt.data.manifest import EngineRecord, Manifest, verify
 from megacpt.data.view import Subset, select
 from megacpt.errors import DataError
 from megacpt_tools import builder, inputs
-from megacpt_tools.builder import BuildProgress, build_shards, join_slices
-from megacpt_tools.tokenizer import open_tokenizer
+from megacpt_tools.builder import BlockTokenizer, BuildOptions, BuildProgress, build_shards, join_slices
+from megacpt_tools.fast_tokenizers import FastokensTokenizer
+from megacpt_tools.tokenizer import HuggingFaceTokenizer, open_tokenizer
 from tests.tools.conftest import TEXTS
 
 MANY = [f"{text} {number}" for number in range(40) for text in TEXTS]
@@ -416,6 +417,53 @@ def test_a_tokenizer_json_runs_on_a_faster_library_where_that_is_proven_equal(
     assert engine is not None
     assert (engine.name, engine.checked_documents) == ("fastokens", len(MANY))
     assert documents_of(tmp_path / "fast") == documents_of(tmp_path / "slow")
+
+
+def test_a_difference_behind_the_sample_ends_the_build(
+    tmp_path: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = FastokensTokenizer.encode
+
+    def differs(self: FastokensTokenizer, texts: list[str]) -> object:
+        return encode(self, [text.replace("heart", "hart") for text in texts])
+
+    monkeypatch.setattr(FastokensTokenizer, "encode", differs)
+    monkeypatch.setattr(builder, "SMALL_BYTES", 0)
+    monkeypatch.setattr(builder, "_SAMPLE_BYTES", 100)
+    monkeypatch.setattr(builder, "CHECKED_SHARE", 1.0)
+    monkeypatch.setattr("megacpt_tools.engine._adversities", lambda tokenizer: ["a"])
+    source = write_lines(tmp_path / "a.jsonl", ["blood " * 60, *["the heart"] * 9])
+    with pytest.raises(DataError, match=r"a\.jsonl: fastokens makes other ids .*\(found the heart\).*--engine own"):
+        build_shards([source], bpe_folder, tmp_path / "out")
+    manifest = build_shards([source], bpe_folder, tmp_path / "out", engine="own")["train"]
+    assert manifest.tokenizer.engine == EngineRecord(name="tokenizers", reason="asked for")
+    assert texts_of(tmp_path / "out", bpe_folder)[1:] == ["the heart"] * 9
+
+
+def test_a_small_share_of_the_text_is_checked_on_the_way(
+    tmp_path: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of single documents as of many together, of short ones as of long ones."""
+    checked: list[int] = []
+
+    def is_exact(self: FastokensTokenizer, text: str) -> bool:
+        checked.append(len(text))
+        return True
+
+    monkeypatch.setattr(FastokensTokenizer, "is_exact", is_exact)
+    tokenizer = open_tokenizer(bpe_folder)
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    tokenize = BlockTokenizer(FastokensTokenizer(tokenizer), BuildOptions(), None, None)
+    random = np.random.default_rng(0)
+    for num_texts, num_characters in ((1, 50), (1, 20_000), (200, 50), (200, 20_000)):
+        checked.clear()
+        num_blocks = 4_000_000 // (num_texts * num_characters) + 400
+        for _ in range(num_blocks):
+            text = random.integers(97, 123, num_characters, np.uint8).tobytes().decode()
+            tokenize._check_engine([text] * num_texts, "a.jsonl")
+        share = sum(checked) / (num_blocks * num_texts * num_characters)
+        assert 0 < share < 2 * builder.CHECKED_SHARE, (num_texts, num_characters)
+        assert max(checked) <= builder.CHECKED_CHARACTERS
 
 
 KILLED = """

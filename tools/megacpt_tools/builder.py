@@ -21,6 +21,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -61,9 +62,10 @@ from megacpt.units import counted
 from megacpt_tools import inputs
 from megacpt_tools.engine import fastest, reopened
 from megacpt_tools.inputs import HUB_DATASET, Block, DocumentBorder, Fault, Source, find_inputs, read_blocks
-from megacpt_tools.tokenizer import Tokenizer, open_tokenizer
+from megacpt_tools.tokenizer import FasterTokenizer, Tokenizer, open_tokenizer
 
 Part = Literal["train", "held_out"]
+Engine = Literal["fastest", "own"]
 TRAIN: Part = "train"
 HELD_OUT: Part = "held_out"
 TEXT_BYTES = "text_bytes"
@@ -74,6 +76,9 @@ _SHARD_FILES = ("shard_*.bin", "shard_*.idx", "shard_*.parquet", ".*.partial")
 _BLOCKS_PER_WORKER = 3
 SMALL_BYTES = 1 << 23
 """An input below this is tokenized by the tokenizer's own library: looking for a faster one takes longer."""
+CHECKED_SHARE, CHECKED_CHARACTERS = 1 / 512, 4096
+"""All along a build, so much of the text is encoded by the tokenizer's own library, too, at most so much at a time."""
+_SHOWN_CHARACTERS = 80
 _SAMPLED_SOURCES = 8
 _SAMPLE_BYTES = 1 << 20
 
@@ -132,6 +137,7 @@ class BuildOptions:
         max_tokens_per_shard: shards are cut before the document with which one would exceed it.
         index, num_slices: build only this slice of the input, into a folder of its own below the output.
         divide_input: False where the input that is given is the slice already.
+        engine: what makes the ids: the "fastest" that makes the tokenizer's, or the tokenizer's "own" library.
     """
 
     text_key: str = "text"
@@ -148,6 +154,7 @@ class BuildOptions:
     index: int = 0
     num_slices: int = 1
     divide_input: bool = True
+    engine: Engine = "fastest"
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -208,7 +215,9 @@ class BlockTokenizer:
                 for line, error in zip(lines, given_up.values(), strict=True)
             )
             numbers = np.delete(numbers, list(given_up))
-            ids, lengths = self.tokenizer.encode([read.texts[number] for number in numbers])
+            texts = [read.texts[number] for number in numbers]
+            ids, lengths = self.tokenizer.encode(texts)
+        self._check_engine(texts, block.path)
         ids, lengths = _surround(ids, lengths, self.bos_id, self.eos_id, dtype_for(self.tokenizer.vocab_size))
         kept = list(dict.fromkeys([*options.keep_columns, TEXT_BYTES]))
         return TokenizedBlock(
@@ -226,6 +235,25 @@ class BlockTokenizer:
             faults=faults,
             absent=tuple(name for name, values in read.columns.items() if all(value is None for value in values)),
         )
+
+    def _check_engine(self, texts: list[str], path: str) -> None:
+        """Hold the ids of `CHECKED_SHARE` of all text against the tokenizer's own: a hash says whether and of what.
+
+        Raises:
+            DataError: a faster engine makes others.
+        """
+        num_characters = sum(map(len, texts))
+        if not (num_characters and isinstance(self.tokenizer, FasterTokenizer)):
+            return
+        text = texts[num_characters % len(texts)][:CHECKED_CHARACTERS]
+        is_checked = zlib.crc32(text.encode()) / 2**32 * len(text) < num_characters * CHECKED_SHARE
+        if is_checked and not self.tokenizer.is_exact(text):
+            raise DataError(
+                f"{self.tokenizer.library} makes other ids of a text than the tokenizer",
+                where=path,
+                found=text if len(text) < _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...",
+                hint="Build with --engine own. What was built so far is built anew.",
+            )
 
     def _given_up(self, texts: list[str]) -> dict[int, str]:
         """Which documents the tokenizer gives up on, and what it says."""
@@ -698,6 +726,8 @@ def engine_for(
     tokenizer: Tokenizer, sources: Sequence[Source], options: BuildOptions
 ) -> tuple[Tokenizer, EngineRecord]:
     """What encodes the documents of a build, and how it was found; small inputs are not worth a search."""
+    if options.engine == "own":
+        return tokenizer, EngineRecord(name=tokenizer.library, reason="asked for")
     if any(source.kind == HUB_DATASET for source in sources) or sum(s.size_bytes for s in sources) >= SMALL_BYTES:
         return fastest(tokenizer, _sampled_texts(sources, options))
     return tokenizer, EngineRecord(name=tokenizer.library, reason="the input is small")

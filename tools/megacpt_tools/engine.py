@@ -74,9 +74,9 @@ def fastest(
         fast = _opened(tokenizer, engine)
         if isinstance(fast, str):
             reasons.append(f"{engine}: {fast}")
-        elif not _agree(tokenizer, fast, _adversities(tokenizer)):
+        elif not all(map(fast.is_exact, _adversities(tokenizer))):
             reasons.append(f"{engine}: encodes some characters differently")
-        elif not _agree(tokenizer, fast, [*sample, "\n".join(sample)]):
+        elif not all(map(fast.is_exact, [*sample, "\n".join(sample)])):
             reasons.append(f"{engine}: encodes documents of the input differently")
         else:
             num_tokens = int(fast.encode(sample)[1].sum())
@@ -96,7 +96,7 @@ def reopened(tokenizer: Tokenizer, engine: EngineRecord) -> Tokenizer:
     return opened
 
 
-def _opened(tokenizer: Tokenizer, engine: Library, is_proven: bool = False) -> Tokenizer | str:
+def _opened(tokenizer: Tokenizer, engine: Library, is_proven: bool = False) -> FasterTokenizer | str:
     """The tokenizer under an engine, or why it cannot run it."""
     if engine == "tiktoken":
         assert isinstance(tokenizer, HuggingFaceTokenizer)
@@ -133,8 +133,3 @@ def _adversities(tokenizer: Tokenizer) -> Iterator[str]:
         for _ in range(32):
             few = [" ", *(tokens[each] for each in random.integers(0, len(tokens), 4))]
             yield "".join(few[each] for each in random.integers(0, len(few), 512))
-
-
-def _agree(one: Tokenizer, other: Tokenizer, texts: Iterable[str]) -> bool:
-    """Whether the two encode texts alike."""
-    return all(np.array_equal(one.encode([text])[0], other.encode([text])[0]) for text in texts)

@@ -95,6 +95,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tokens.add_argument(
         "--max-tokens-per-shard", type=_at_least_one, default="1B", metavar="N", help="where a shard is cut (1B)"
     )
+    tokens.add_argument(
+        "--engine",
+        choices=("fastest", "own"),
+        default="fastest",
+        help="what makes the ids: the fastest library that is found to make the tokenizer's, or the tokenizer's own "
+        "(fastest)",
+    )
     split = build.add_argument_group("split")
     split.add_argument(
         "--held-out",
@@ -195,6 +202,7 @@ def _build(arguments: argparse.Namespace) -> int:
         max_tokens_per_shard=arguments.max_tokens_per_shard,
         index=arguments.shard_index,
         num_slices=arguments.num_shards,
+        engine=arguments.engine,
     )
     with build_progress() as on_progress:
         manifests = build_shards(

@@ -108,6 +108,10 @@ class FasterTokenizer(ABC):
     def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
         """As `Tokenizer.encode`."""
 
+    def is_exact(self, text: str) -> bool:
+        """Whether the ids of a text are those of the tokenizer's own library."""
+        return np.array_equal(self.encode([text])[0], self._slow.encode([text])[0])
+
 
 def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Open a Hugging Face folder or tokenizer.json, a SentencePiece .model, or Llama 3's tiktoken .model.
