@@ -247,6 +247,8 @@ def test_a_task_of_the_array_builds_its_slice(
     environment = {name: str(value) for name, value in places.items()}
     environment |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
     environment |= {"NUM_SLICES": num_slices} if num_slices else {}
+    status, output = job.run("--input", "a b", script="build_shards")
+    assert status == 2 and "this is no task of an array" in output
     status, output = job.run("--input", "a b", script="build_shards", **environment)
     assert status == (0 if built else 2), output
     expected = [

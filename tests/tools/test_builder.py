@@ -372,6 +372,8 @@ def test_columns_that_no_document_has_are_said(
 ) -> None:
     build_shards([jsonl], bpe_folder, tmp_path / "kept", keep_columns=("number", "yaer"))
     assert f"{jsonl}: none of the first {len(MANY)} documents has a value of yaer" in capsys.readouterr().err
+    hashed = build_shards([jsonl], bpe_folder, tmp_path / "hashed", where=("text_hash is not None and text_bytes > 0",))
+    assert hashed["train"].documents == len(MANY)
     with pytest.raises(DataError, match=r"the conditions remove every document.*keys or columns of the input"):
         build_shards([jsonl], bpe_folder, tmp_path / "chosen", where=("scroe > 1",))
     assert "a value of scroe" in capsys.readouterr().err

@@ -123,6 +123,12 @@ def test_a_parquet_row_without_text_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["x", "y", None])
     assert faults(tmp_path / "a.parquet") == [f"{tmp_path}/a.parquet, row 3: 'text' is not text, None"]
     assert read(tmp_path / "a.parquet") == ["x", "y"]
+    stored = pyarrow.array([b"x", "caf\xe9".encode("latin1"), b"y"], pyarrow.binary())
+    claimed = pyarrow.Array.from_buffers(pyarrow.string(), 3, stored.buffers())
+    parquet.write_table(pyarrow.table({"id": range(3), "text": claimed}), tmp_path / "a.parquet")
+    (found,) = faults(tmp_path / "a.parquet")
+    assert found.startswith(f"{tmp_path}/a.parquet, row 2: the text is not UTF-8, 0xe9")
+    assert read(tmp_path / "a.parquet") == ["x", "y"]
 
 
 def test_a_parquet_file_without_the_column_says_which_it_has(tmp_path: Path) -> None:

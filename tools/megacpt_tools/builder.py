@@ -163,11 +163,14 @@ class BuildOptions:
 
     @property
     def read_columns(self) -> tuple[str, ...]:
+        """Columns that are kept or compared, and not made here."""
+        return tuple(name for name in self.columns if name not in (TEXT_BYTES, TEXT_HASH))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
         """Columns that are kept or compared."""
         compared = [name for where in self.where for name in Where(where).names]
-        return tuple(
-            name for name in dict.fromkeys([*self.keep_columns, *compared]) if name not in (TEXT_BYTES, TEXT_HASH)
-        )
+        return tuple(dict.fromkeys([*self.keep_columns, *compared]))
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,9 @@ class BlockTokenizer:
         has_text = [bool(text) and not text.isspace() for text in read.texts]
         encoded = [text.encode() for text in read.texts]
         text_bytes = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        has_columns = bool(options.keep_columns or options.where)
-        hashes = hashes_of(encoded) if options.held_out_fraction or TEXT_HASH in options.keep_columns else None
+        hashes = hashes_of(encoded) if options.held_out_fraction or TEXT_HASH in options.columns else None
         made = {TEXT_BYTES: text_bytes} | ({} if hashes is None else {TEXT_HASH: hashes})
-        columns = _table(block, {**read.columns, **made}) if has_columns else None
+        columns = _table(block, {**read.columns, **made}) if options.columns else None
         chosen = np.array(has_text, np.bool_)
         removed = np.zeros((len(options.where), 2), np.int64)
         for number, condition in enumerate(options.where):

@@ -238,13 +238,15 @@ class Rows(Block):
     table: pyarrow.Table
 
     def documents(self, text_key: str, columns: Sequence[str] = ()) -> Documents:
-        texts = self.table.column(text_key).to_pylist()
+        texts = _values(self.table.column(text_key))
         names = self.table.column_names
-        kept = {name: self.table.column(name).to_pylist() if name in names else [None] * len(texts) for name in columns}
+        kept = {name: _values(self.table.column(name)) if name in names else [None] * len(texts) for name in columns}
         faults = []
         good = []
         for row, text in enumerate(texts):
-            if not isinstance(text, str):
+            if isinstance(text, bytes) and (not_utf8 := _not_utf8(text)):
+                faults.append(replace(not_utf8, line=row))
+            elif not isinstance(text, str):
                 faults.append(Fault(row, f"{text_key!r} is not text", repr(text)[:80]))
             elif len(text) > MAX_DOCUMENT_BYTES:
                 faults.append(replace(_too_large(), line=row))
@@ -256,12 +258,28 @@ class Rows(Block):
         return Documents(texts, kept, self.table.num_rows, tuple(faults))
 
     def line(self, text: str, number: int, text_key: str) -> int:
-        texts = self.table.column(text_key).to_pylist()
+        texts = _values(self.table.column(text_key))
         good = (row for row, entry in enumerate(texts) if isinstance(entry, str) and len(entry) <= MAX_DOCUMENT_BYTES)
         return next(islice(good, number, None))
 
     def where(self, num_lines_before: int, line: int) -> str:
         return f"{self.path}, row {num_lines_before + line + 1}"
+
+
+def _values(column: pyarrow.ChunkedArray) -> list[Any]:
+    """The values of a column; text that is not UTF-8 stays bytes."""
+
+    def value(scalar: pyarrow.Scalar) -> Any:
+        try:
+            return scalar.as_py()
+        except UnicodeDecodeError:
+            return scalar.as_buffer().to_pybytes()
+
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [value(scalar) for scalar in column]
+    return values
 
 
 def find_inputs(paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
