@@ -194,7 +194,8 @@ def collect_text(target: Path, num_bytes: int) -> None:
                 content = source.read_text()
             except (OSError, UnicodeDecodeError):
                 continue
-            file.write(json.dumps({"text": content}) + "\n")
+            if content:  # megacpt leaves out documents without text
+                file.write(json.dumps({"text": content}) + "\n")
 
 
 def tokenizers(name: str, folder: Path) -> tuple[Path, Path]:
