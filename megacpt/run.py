@@ -100,7 +100,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     plan_of_data, texts = data.plan(resolved), data.records(recipe, training, insertions)
 
     def continued(checkpoint: Path, saved: Mapping[str, Any]) -> History:
-        return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted)
+        names = {name: corpus.shard_names for name, corpus in training.items()}
+        return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted, names)
 
     def bounded(rows: Stream) -> tuple[int, Stream]:
         ending, rows = data.bounded(planned, rows)

@@ -106,6 +106,7 @@ def continued_history(
     corpora: Mapping[str, CorpusRecord],
     checkpoint: Path,
     accepted: Sequence[str] = (),
+    shard_names: Mapping[str, Sequence[str]] | None = None,
 ) -> History:
     """The data of a run that goes on: the checkpoint's history, and from its step on the recipe's plan if it changed.
 
@@ -116,6 +117,7 @@ def continued_history(
         checkpoint: for messages.
         accepted: keys whose change the user accepts; data.domains.NAME.shards accepts another text. What is accepted
             goes on record in the history.
+        shard_names: domain -> what its shards are called, for messages.
 
     Raises:
         CheckpointError: the text of a domain changed; all changes are named.
@@ -126,7 +128,7 @@ def continued_history(
         before = history.latest_corpus(name)
         if before is None or before == record:
             continue
-        change = f"domain {name}: {', '.join(before.changes(record))}"
+        change = f"domain {name}: {', '.join(before.changes(record, (shard_names or {}).get(name, ())))}"
         key = "data.insertions" if name == INSERTIONS else f"data.domains.{name}.shards"
         if any(_matches(key, pattern) for pattern in accepted):
             history = history.accept(step, change)

@@ -62,6 +62,11 @@ class Corpus:
         """The tokenizer's fingerprint, or None where no manifest says."""
         return self.tokenizer.fingerprint if self.tokenizer else None
 
+    @property
+    def shard_names(self) -> tuple[str, ...]:
+        """What its shards are called, in reading order."""
+        return tuple(shard.name for shard in self.shards)
+
     @cached_property
     def shard_digests(self) -> tuple[str, ...]:
         """`Shard.digest` of each shard, in reading order."""

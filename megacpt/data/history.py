@@ -109,8 +109,8 @@ class CorpusRecord:
             and (self == other or (len(self.shards) < len(other.shards) and self.tokens <= other.tokens))
         )
 
-    def changes(self, other: CorpusRecord) -> list[str]:
-        """What differs in `other`, a phrase each; empty if nothing does."""
+    def changes(self, other: CorpusRecord, shard_names: Sequence[str] = ()) -> list[str]:
+        """What differs in `other`, whose shards have these names: a phrase each; empty if nothing does."""
         keys = ("tokens", "documents", "tokenizer", "redraw", "order", "window_tokens", "packing")
         facts = [(key, getattr(self, key), getattr(other, key)) for key in keys]
         phrases = [f"{key} {_shown(before)} before, {_shown(now)} now" for key, before, now in facts if before != now]
@@ -119,7 +119,7 @@ class CorpusRecord:
                 f"{_meant(self)} before, {'another part' if self.subset and other.subset else _meant(other)} now"
             )
         if self.shards != other.shards:
-            phrases.append(_shard_change(self.shards, other.shards))
+            phrases.append(_shard_change(self.shards, other.shards, shard_names))
         return phrases
 
 
@@ -131,7 +131,7 @@ def _meant(record: CorpusRecord) -> str:
     return "a part of the documents" if record.subset else "all documents"
 
 
-def _shard_change(before: Sequence[str], now: Sequence[str]) -> str:
+def _shard_change(before: Sequence[str], now: Sequence[str], names: Sequence[str]) -> str:
     if now[: len(before)] == before:
         return f"{counted(len(now) - len(before), 'shard')} added behind the {len(before)} there were"
     if sorted(now) == sorted(before):
@@ -139,7 +139,8 @@ def _shard_change(before: Sequence[str], now: Sequence[str]) -> str:
     if len(now) != len(before):
         return f"{len(before)} shards before, {len(now)} now, and not only added ones"
     changed = [number for number, (old, new) in enumerate(zip(before, now, strict=True), 1) if old != new]
-    return f"the content of shard {', '.join(map(str, changed[:5]))} of {len(now)} changed"
+    named = [f"{number} ({names[number - 1]})" if names else f"{number}" for number in changed[:5]]
+    return f"the content of shard {', '.join(named)} of {len(now)} changed"
 
 
 @dataclass(frozen=True)

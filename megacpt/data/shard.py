@@ -74,6 +74,7 @@ class Shard:
 
     Attributes:
         num_tokens, num_documents, dtype: what the index says, checked against the sizes of both files.
+        name: the path, for people.
 
     Raises:
         DataError: a file is missing or cut short, is no IndexedDataset, or the two contradict each other.
@@ -81,6 +82,7 @@ class Shard:
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
         self.prefix = Path(prefix)
+        self.name = str(prefix)
         self.bin_path = Path(f"{prefix}.bin")
         self.idx_path = Path(f"{prefix}.idx")
         missing = [path for path in (self.idx_path, self.bin_path) if not path.is_file()]

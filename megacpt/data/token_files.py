@@ -32,6 +32,7 @@ _SCAN_TOKENS = 1 << 22
 class TokenFile(Protocol):
     """What a corpus needs of a file of tokens; `megacpt.data.shard.Shard` says what each means."""
 
+    name: str
     num_tokens: int
 
     @property
@@ -169,7 +170,7 @@ class DatatroveTokens(_MappedTokens):
     """
 
     def __init__(self, name: str) -> None:
-        self.path, self.index_path = Path(name), Path(f"{name}.index")
+        self.name, self.path, self.index_path = name, Path(name), Path(f"{name}.index")
         for path in (self.path, self.index_path):
             if not path.is_file():
                 raise DataError("there is no such file", where=str(path))

@@ -103,6 +103,11 @@ class View:
         return self.corpus.fingerprint
 
     @property
+    def shard_names(self) -> tuple[str, ...]:
+        """Those of the corpus."""
+        return self.corpus.shard_names
+
+    @property
     def shard_digests(self) -> tuple[str, ...]:
         """Those of the corpus."""
         return self.corpus.shard_digests

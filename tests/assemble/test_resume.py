@@ -151,7 +151,7 @@ def test_another_layout_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def continued(folder: Path, now: Resolved, texts: dict[str, CorpusRecord], *accepted: str) -> History:
     """The history that goes on from a checkpoint of the small recipe, through the JSON of its state."""
     saved = json.loads((save(folder, resolved(folder)) / "state.json").read_text())
-    return continued_history(saved, plan(now), texts, folder, accepted)
+    return continued_history(saved, plan(now), texts, folder, accepted, {"law": ["law/a", "law/b"]})
 
 
 def test_an_equal_recipe_goes_on_with_the_stored_history(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_an_edited_mixture_holds_from_the_checkpoint_on(tmp_path: Path) -> None:
             r"tokens 180 before, 240 now.*1 shard added behind the 2",
         ),
         (CorpusRecord(180, 9, "t", ("two", "one")), "domain law: the shards come in another order"),
-        (CorpusRecord(180, 9, "t", ("one", "2")), "domain law: the content of shard 2 of 2 changed"),
+        (CorpusRecord(180, 9, "t", ("one", "2")), r"domain law: the content of shard 2 \(law/b\) of 2 changed"),
         (CorpusRecord(180, 9, "u", ("one", "two")), "domain law: tokenizer t before, u now"),
         (CorpusRecord(180, 9, "t", ("one", "two"), subset="s"), "all documents before, a part of the documents now"),
         (CorpusRecord(90, 4, "t", ("one",)), "2 shards before, 1 now, and not only added ones"),
