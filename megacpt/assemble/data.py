@@ -25,6 +25,7 @@ from megacpt.evaluate.evaluator import Aligned
 from megacpt.observe.log import logger, warn_once
 from megacpt.parallel.grid import Coordinate
 from megacpt.recipe import Recipe, Resolved, objective
+from megacpt.units import counted
 
 
 def open_corpora(recipe: Recipe, part: str, vocab_size: int) -> dict[str, Corpus | View]:
@@ -350,9 +351,7 @@ def _held_out(recipe: Recipe, corpora: Mapping[str, Corpus | View], max_tokens: 
 
 def describe(rows: Stream, num_steps: int) -> dict[str, str]:
     """Domain -> what the run takes from it, in words; and what is inserted."""
-    inserted = [len(each.insertion.tokens) for step, there in rows.places.items() if step < num_steps for each in there]
-    words = {INSERTIONS: f"{sum(inserted):,} tokens in {len(inserted):,} places"} if inserted else {}
-    return words | {
+    return _insertions_in_words(rows, num_steps) | {
         domain.name: (
             f"{domain.share:.1%} of the tokens: {domain.tokens:,} ({domain.unique_tokens:,} of them different), "
             f"{domain.epochs:.2f} epochs{_order_in_words(rows, domain.name)}{_packing_in_words(rows, domain.name)}"
@@ -361,6 +360,16 @@ def describe(rows: Stream, num_steps: int) -> dict[str, str]:
         )
         for domain in rows.report(num_steps)
     }
+
+
+def _insertions_in_words(rows: Stream, num_steps: int) -> dict[str, str]:
+    since = max((each.from_step for each in rows.history.corpora if each.domain == INSERTIONS), default=0)
+    places = [(step, len(each.insertion.tokens)) for step, there in rows.places.items() for each in there]
+    sizes = [num_tokens for step, num_tokens in places if since <= step < num_steps]
+    words = f"{sum(sizes):,} tokens in {counted(len(sizes), 'place')}"
+    if num_late := sum(step < since for step, _ in places):
+        words += f"; {counted(num_late, 'place')} before step {since + 1:,} came too late"
+    return {INSERTIONS: words} if places else {}
 
 
 def _order_in_words(rows: Stream, name: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from megacpt.assemble import data
 from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.history import Settings
+from megacpt.data.insertions import Insertion
 from megacpt.data.manifest import TokenizerRecord
 from megacpt.data.stream import Stream
 from megacpt.errors import DataError
@@ -224,6 +225,17 @@ def test_the_stream_mixes_the_weighted_domains(tmp_path: Path) -> None:
     described = data.describe(stream, num_steps=8)
     assert described["law"] == "75.0% of the tokens: 768 (768 of them different), 0.98 epochs"
     assert described["web"].startswith("25.0% of the tokens: 256 ")
+
+
+def test_insertions_that_came_too_late_are_told_from_others(tmp_path: Path) -> None:
+    run = resolved(tmp_path)
+    inserted = [Insertion("a", (1, 2, 3), position) for position in (10, 700, 800)]
+    records = data.records(run.recipe, CORPORA, inserted)
+    history = rows(run).history.replan(5, data.plan(run), records)  # 128 tokens a step
+    told = data.describe(Stream(CORPORA, history, inserted), num_steps=8)["insertions"]
+    assert told == "6 tokens in 2 places; 1 place before step 6 came too late"
+    whole = Stream(CORPORA, data.history(run, CORPORA, inserted), inserted)
+    assert data.describe(whole, num_steps=8)["insertions"] == "9 tokens in 3 places"
 
 
 def test_many_epochs_are_warned_of_and_hopelessly_many_refused(
