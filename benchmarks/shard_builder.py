@@ -98,7 +98,8 @@ def megacpt(text: Path, tokenizer: Path, eos: str, out: Path) -> tuple[float, fl
         patch.object(builder, "engine_for", timed(builder.engine_for)),
     ):
         start = cpu_seconds()
-        manifest = builder.build_shards([text], tokenizer, out, eos_token=eos, add_bos=False)["train"]
+        options = builder.BuildOptions(eos_token=eos, add_bos=False, engine="fastest")
+        manifest = builder.build_shards([text], tokenizer, out, options)["train"]
         return setup_seconds, cpu_seconds() - start - setup_seconds, manifest.tokens
 
 

@@ -412,7 +412,8 @@ def test_slices_joined_hold_what_one_build_holds(
 def test_a_tokenizer_json_runs_on_a_faster_library_where_that_is_proven_equal(
     tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_shards([jsonl], bpe_folder, tmp_path / "slow")
+    small = build_shards([jsonl], bpe_folder, tmp_path / "slow")["train"].tokenizer.engine
+    assert small == EngineRecord(name="tokenizers", reason="the input is small")
     monkeypatch.setattr(builder, "SMALL_BYTES", 0)
     monkeypatch.setattr("megacpt_tools.engine._PLANES", ((0x0000, 0x0400),))
     engine = build_shards([jsonl], bpe_folder, tmp_path / "fast", num_workers=2)["train"].tokenizer.engine
@@ -430,13 +431,12 @@ def test_a_difference_behind_the_sample_ends_the_build(
         return encode(self, [text.replace("heart", "hart") for text in texts])
 
     monkeypatch.setattr(FastokensTokenizer, "encode", differs)
-    monkeypatch.setattr(builder, "SMALL_BYTES", 0)
     monkeypatch.setattr(builder, "_SAMPLE_BYTES", 100)
     monkeypatch.setattr(builder, "CHECKED_SHARE", 1.0)
     monkeypatch.setattr("megacpt_tools.engine._adversities", lambda tokenizer: ["a"])
     source = write_lines(tmp_path / "a.jsonl", ["blood " * 60, *["the heart"] * 9])
     with pytest.raises(DataError, match=r"a\.jsonl: fastokens makes other ids .*\(found the heart\).*--engine own"):
-        build_shards([source], bpe_folder, tmp_path / "out")
+        build_shards([source], bpe_folder, tmp_path / "out", engine="fastest")
     manifest = build_shards([source], bpe_folder, tmp_path / "out", engine="own")["train"]
     assert manifest.tokenizer.engine == EngineRecord(name="tokenizers", reason="asked for")
     assert texts_of(tmp_path / "out", bpe_folder)[1:] == ["the heart"] * 9

@@ -74,8 +74,8 @@ SLICE_NAME = "slice_{:05}_of_{:05}"
 _SHARD_NAME = "shard_{:05}"
 _SHARD_FILES = ("shard_*.bin", "shard_*.idx", "shard_*.parquet", ".*.partial")
 _BLOCKS_PER_WORKER = 3
-SMALL_BYTES = 1 << 23
-"""An input below this is tokenized by the tokenizer's own library: looking for a faster one takes longer."""
+SMALL_BYTES = 1 << 26
+"""Looking for a faster engine takes longer than an input below this by the tokenizer's own library, on one core."""
 CHECKED_SHARE, CHECKED_CHARACTERS = 1 / 512, 4096
 """All along a build, so much of the text is encoded by the tokenizer's own library, too, at most so much at a time."""
 _SHOWN_CHARACTERS = 80
@@ -137,7 +137,8 @@ class BuildOptions:
         max_tokens_per_shard: shards are cut before the document with which one would exceed it.
         index, num_slices: build only this slice of the input, into a folder of its own below the output.
         divide_input: False where the input that is given is the slice already.
-        engine: what makes the ids: the "fastest" that makes the tokenizer's, or the tokenizer's "own" library.
+        engine: what makes the ids: the "fastest" that makes the tokenizer's, or the tokenizer's "own" library; None is
+            the fastest, of an input that is worth the search.
     """
 
     text_key: str = "text"
@@ -154,7 +155,7 @@ class BuildOptions:
     index: int = 0
     num_slices: int = 1
     divide_input: bool = True
-    engine: Engine = "fastest"
+    engine: Engine | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -727,10 +728,11 @@ def _blocks_of_slice(sources: Sequence[Source], options: BuildOptions) -> Iterat
 def engine_for(
     tokenizer: Tokenizer, sources: Sequence[Source], options: BuildOptions
 ) -> tuple[Tokenizer, EngineRecord]:
-    """What encodes the documents of a build, and how it was found; small inputs are not worth a search."""
+    """What encodes the documents of a build, and how it was found."""
     if options.engine == "own":
         return tokenizer, EngineRecord(name=tokenizer.library, reason="asked for")
-    if any(source.kind == HUB_DATASET for source in sources) or sum(s.size_bytes for s in sources) >= SMALL_BYTES:
+    is_large = any(s.kind == HUB_DATASET for s in sources) or sum(s.size_bytes for s in sources) >= SMALL_BYTES
+    if options.engine == "fastest" or is_large:
         return fastest(tokenizer, _sampled_texts(sources, options))
     return tokenizer, EngineRecord(name=tokenizer.library, reason="the input is small")
 

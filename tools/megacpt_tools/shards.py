@@ -98,9 +98,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tokens.add_argument(
         "--engine",
         choices=("fastest", "own"),
-        default="fastest",
         help="what makes the ids: the fastest library that is found to make the tokenizer's, or the tokenizer's own "
-        "(fastest)",
+        "(own below 64 MiB of input, which are not worth the search)",
     )
     split = build.add_argument_group("split")
     split.add_argument(
