@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megacpt.data.history import CorpusRecord, History, Settings, Stage
+from megacpt_tools import stream
 from megacpt_tools.cli import main
 from tests.checkpoint.states import save_checkpoint
 
@@ -34,6 +35,19 @@ def test_show_lists_samples_and_those_that_nobody_reads(tmp_path: Path, capsys: 
     for line in lines:
         _, _, domain, epoch, row, start, _, stop = line.split()
         assert domain in TEXTS and epoch == "0" and (int(start), int(stop)) == (int(row) * 8, int(row) * 8 + 8)
+
+
+def test_show_goes_on_to_any_number_and_not_beyond_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = checkpoint(tmp_path / "run", history())
+    assert main(["stream", "show", run, "--from", "1T", "--count", "7"]) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setattr(stream, "_SAMPLES_AT_A_TIME", 3)
+    assert main(["stream", "show", run, "--from", "1T", "--count", "7"]) == 0
+    assert capsys.readouterr().out == whole and len(whole.splitlines()) == 8
+    assert main(["stream", "show", run, "--from", "2T"]) == 2
+    assert "no run has so many samples (found 2,000,000,000,016, expected at most" in capsys.readouterr().err
 
 
 def test_history_tells_what_happened_and_what_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacpt.errors import as_argument
+from megacpt.errors import DataError, as_argument
 from megacpt.units import counted, parse_count
 
 if TYPE_CHECKING:
     from megacpt.data.history import CorpusRecord
     from megacpt.data.stream import Stream
+
+_SAMPLES_AT_A_TIME = 1 << 12
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,19 +68,23 @@ def read_stream(path: Path) -> tuple[Stream, int]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    import numpy as np
+    from megacpt.data.mixture import MAX_SAMPLES
 
     stream, _ = read_stream(arguments.run_folder)
-    samples = np.arange(arguments.first, arguments.first + arguments.count)
-    location = stream.locate(samples)
+    first, stop = arguments.first, arguments.first + arguments.count
+    if stop > MAX_SAMPLES:
+        raise DataError("no run has so many samples", found=f"{stop:,}", expected=f"at most {MAX_SAMPLES:,}")
     widest = max(map(len, stream.names))
     print(f"{'sample':>12} {'step':>9}  {'domain':{widest}} {'epoch':>5} {'row':>10}  tokens of the domain")
-    for sample, domain, _, epoch, row, cut in zip(samples.tolist(), *(part.tolist() for part in location), strict=True):
-        step = stream.history.step_of(sample)
-        first, last = stream.cuts[domain][cut].tokens_of(row)
-        when = "never" if step is None else f"{step + 1}"
-        tokens = f"{first:,} to {last - 1:,}"
-        print(f"{sample:>12} {when:>9}  {stream.names[domain]:{widest}} {epoch:>5} {row:>10}  {tokens}")
+    for begin in range(first, stop, _SAMPLES_AT_A_TIME):
+        samples = range(begin, min(begin + _SAMPLES_AT_A_TIME, stop))
+        location = stream.locate(samples)
+        for sample, domain, _, epoch, row, cut in zip(samples, *(part.tolist() for part in location), strict=True):
+            step = stream.history.step_of(sample)
+            first_token, end = stream.cuts[domain][cut].tokens_of(row)
+            when = "never" if step is None else f"{step + 1}"
+            tokens = f"{first_token:,} to {end - 1:,}"
+            print(f"{sample:>12} {when:>9}  {stream.names[domain]:{widest}} {epoch:>5} {row:>10}  {tokens}")
     return 0
 
 
