@@ -249,6 +249,31 @@ def test_a_document_that_the_tokenizer_gives_up_on_is_named(tmp_path: Path, llam
         build_shards([source], llama3_ranks, tmp_path / "out")
 
 
+def test_a_folder_is_of_one_build_at_a_time(tmp_path: Path, jsonl: Path, bpe_folder: Path) -> None:
+    refusals: list[str] = []
+
+    def build_again(progress: BuildProgress) -> None:
+        for overwrite in (False, True):
+            with pytest.raises(DataError, match=r"another build writes into this folder.*--shard-index") as refused:
+                build_shards([jsonl], bpe_folder, tmp_path / "out", overwrite=overwrite)
+            refusals.append(str(refused.value))
+
+    build_shards([jsonl], bpe_folder, tmp_path / "out", on_progress=build_again)
+    assert refusals
+    build_shards([jsonl], bpe_folder, tmp_path / "alone")
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_a_build_without_parts_takes_the_place_of_one_with_them(tmp_path: Path, jsonl: Path, bpe_folder: Path) -> None:
+    build_shards([jsonl], bpe_folder, tmp_path / "out", held_out_fraction=0.2)
+    build_shards([jsonl], bpe_folder, tmp_path / "out", overwrite=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "manifest.json",
+        "shard_00000.bin",
+        "shard_00000.idx",
+    }
+
+
 def test_finished_shards_are_replaced_only_when_told_to(tmp_path: Path, jsonl: Path, bpe_folder: Path) -> None:
     build_shards([jsonl], bpe_folder, tmp_path / "out", max_tokens_per_shard=700)
     before = contents(tmp_path / "out")

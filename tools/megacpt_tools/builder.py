@@ -17,6 +17,7 @@ manifest for all.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -317,24 +318,25 @@ def build_shards(
         eos_id=record.eos_id if record.adds_eos else None,
     )
     build = _Build(Path(output), sources, record, options)
-    build.begin(overwrite)
-    blocks = islice(_blocks_of_slice(sources, options), build.state.num_blocks, None)
-    try:
-        with closing(_in_order(tokenize, tokenizer, engine_record, blocks, num_workers)) as in_order:
-            for source, block, tokenized in in_order:
-                if not build.state.tallies and tokenized.num_documents and tokenized.absent:
-                    first = f"none of the first {counted(tokenized.num_documents, 'document')} has"
-                    logger().warning("%s: %s a value of %s", block.path, first, " or ".join(tokenized.absent))
-                for error in build.faults(source, block, tokenized, max_bad_lines):
-                    if on_bad_line is not None:
-                        on_bad_line(error)
-                build.add(source, tokenized)
-                if on_progress is not None:
-                    on_progress(build.progress(source, block))
-        return build.finish()
-    except BaseException:
-        build.interrupt()
-        raise
+    with build.claimed():
+        build.begin(overwrite)
+        blocks = islice(_blocks_of_slice(sources, options), build.state.num_blocks, None)
+        try:
+            with closing(_in_order(tokenize, tokenizer, engine_record, blocks, num_workers)) as in_order:
+                for source, block, tokenized in in_order:
+                    if not build.state.tallies and tokenized.num_documents and tokenized.absent:
+                        first = f"none of the first {counted(tokenized.num_documents, 'document')} has"
+                        logger().warning("%s: %s a value of %s", block.path, first, " or ".join(tokenized.absent))
+                    for error in build.faults(source, block, tokenized, max_bad_lines):
+                        if on_bad_line is not None:
+                            on_bad_line(error)
+                    build.add(source, tokenized)
+                    if on_progress is not None:
+                        on_progress(build.progress(source, block))
+            return build.finish()
+        except BaseException:
+            build.interrupt()
+            raise
 
 
 class _SourceTally(BaseModel):
@@ -394,6 +396,34 @@ class _Build:
             return folder
         return folder / SLICE_NAME.format(self._options.index, self._options.num_slices)
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep the folders for this process, where their file system knows locks; leave none of them empty.
+
+        Raises:
+            DataError: another build writes there.
+        """
+        folders = [self.folder(part) for part in self._options.parts]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folders[0], os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            hint = "Wait for it, or name another folder. Jobs that share an input have a --shard-index each."
+            raise DataError("another build writes into this folder", where=str(folders[0]), hint=hint) from None
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            os.close(lock)
+            for folder in (*folders, folders[0].parent, self._output):
+                if folder.is_relative_to(self._output):
+                    with suppress(OSError):
+                        folder.rmdir()
+
     def begin(self, overwrite: bool) -> None:
         """Take up what an equal build left, or make room for a new one."""
         folders = [self.folder(part) for part in self._options.parts]
@@ -409,11 +439,11 @@ class _Build:
             for file in (file for folder in folders for file in _shard_files(folder) if file not in whole):
                 file.unlink()
             return
-        if self._options.num_slices == 1:
-            folders += [self._output, self._output / TRAIN, self._output / HELD_OUT]
-        _clear(folders, overwrite)
-        for part in self._options.parts:
-            self.folder(part).mkdir(parents=True, exist_ok=True)
+        others = [self._output, self._output / TRAIN, self._output / HELD_OUT] if self._options.num_slices == 1 else []
+        _clear([*folders, *others], overwrite)
+        for folder in set(others) - set(folders):
+            with suppress(OSError):
+                folder.rmdir()
         self._store()
 
     def add(self, source: int, block: TokenizedBlock) -> None:
@@ -534,11 +564,8 @@ class _Build:
             shard.writer.discard()
         self._open.clear()
         if not any(self.state.shards.values()):
-            for folder in map(self.folder, self._options.parts):
-                _sweep(folder)
-                for parent in (folder.parent, self._output):
-                    with suppress(OSError):
-                        parent.rmdir()
+            for part in self._options.parts:
+                _sweep(self.folder(part))
 
     def _room(self, part: Part, lengths: NDArray[np.int64]) -> int:
         """How many of the documents of these lengths fit into the part's shard."""
@@ -905,11 +932,9 @@ def _clear(folders: Sequence[Path], overwrite: bool) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove a build from its folder, the manifest first, and the folder if nothing else is in it."""
+    """Remove a build from its folder, the manifest first."""
     for file in (folder / FILE_NAME, *_shard_files(folder), folder / UNFINISHED):
         file.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def _shard_files(folder: Path) -> list[Path]:
