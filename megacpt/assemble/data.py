@@ -109,14 +109,22 @@ def divided(recipe: Recipe, corpora: Mapping[str, Corpus | View]) -> dict[str, P
 
 SAMPLED_PLACES, SAMPLED_TOKENS = 64, 4096
 """How much is looked at of text without a manifest: so many tokens in so many places."""
+LONG_DOCUMENT_TOKENS = 1 << 20
+"""Text of more tokens without a manifest is hardly a single document."""
 
 
 def check_ids(where: str, corpus: Corpus | View, vocab_size: int) -> None:
     """Refuse text without a manifest if a sample of it has ids that the model does not know.
 
+    Warns of text that is one long document: what should end documents does not occur in it.
+
     Raises:
         DataError: it has.
     """
+    if corpus.num_documents == 1 and corpus.num_tokens > LONG_DOCUMENT_TOKENS:
+        warn_once(
+            "%s: all %s tokens are one document; of raw files, is the eos_id right?", where, f"{corpus.num_tokens:,}"
+        )
     count = min(SAMPLED_TOKENS, corpus.num_tokens)
     for start in np.unique(np.linspace(0, corpus.num_tokens - count, SAMPLED_PLACES, dtype=np.int64)).tolist():
         ids = corpus.read(start, count)

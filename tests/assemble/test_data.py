@@ -134,6 +134,17 @@ def test_ids_without_a_manifest_are_sampled(tmp_path: Path) -> None:
                 data.check_ids("web", corpus, 118)
 
 
+@pytest.mark.parametrize(("eos_id", "is_warned"), [(2, False), (3, True)])
+def test_raw_text_that_is_one_long_document_is_doubted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], eos_id: int, is_warned: bool
+) -> None:
+    ids = np.full(data.LONG_DOCUMENT_TOKENS + 10, 7, "<u2")
+    ids[9::10] = 2
+    ids.tofile(tmp_path / "ids.npy")
+    data.check_ids("web", open_corpus(f"{tmp_path}/ids.npy?dtype=uint16&eos_id={eos_id}"), 118)
+    assert ("is the eos_id right?" in capsys.readouterr().err) == is_warned
+
+
 def test_what_is_missing_is_placed_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"small\.yaml:\d+: data\.domains\.law\.shards: law"):
