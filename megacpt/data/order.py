@@ -30,17 +30,22 @@ def stable_hash(*parts: SupportsIndex | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+# As arrays, for numpy converts a scalar at every operation, which takes longer than what it does to a few numbers.
+_SHIFTS = tuple(np.array(bits, dtype=np.uint64) for bits in (30, 27, 31))
+_FACTORS = tuple(np.array(factor, dtype=np.uint64) for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
 def mix64(numbers: npt.NDArray[np.uint64], key: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
     """Return 64 well-mixed bits for every number under a key (or a key for each): splitmix64's finaliser.
 
     Source: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators (2014), with Stafford's constants.
     """
     mixed = numbers ^ key
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    mixed ^= mixed >> _SHIFTS[0]
+    mixed *= _FACTORS[0]
+    mixed ^= mixed >> _SHIFTS[1]
+    mixed *= _FACTORS[1]
+    mixed ^= mixed >> _SHIFTS[2]
     return mixed
 
 

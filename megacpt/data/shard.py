@@ -56,7 +56,7 @@ _SCAN_ENTRIES = 1 << 20
 MAX_OPEN_SHARDS = 128
 """Shards that a process keeps open: two file descriptors and a map each. Some file systems allow hundreds of maps."""
 
-_NUM_GUESSES, _MARGINS = 3, (24, 256)
+_NUM_GUESSES, _MARGINS = 3, (48, 256)
 """Where a document is looked for: guesses by the mean length, then the documents within a margin of the last guess, and
 within a wider one. Who is not there is found by bisection."""
 
@@ -178,15 +178,22 @@ class Shard:
         if not (starts.size and self.num_tokens):
             return np.empty(0, np.int64), np.zeros(starts.size, np.int64)
         index = _open(self)
-        first, last = self._documents_between(index, starts, stops)
+        guess = self._guess(index, starts)
+        _, begins, first, last, missed = self._nearby(index, guess, starts, stops, _MARGINS[0])
         counts = last - first
-        ranges = np.repeat(np.arange(starts.size), counts)
-        documents = np.arange(ranges.size) + np.repeat(first - np.cumsum(counts) + counts, counts)
-        offsets = self._document_offsets(index, documents)
-        repeated = (offsets[1:] == offsets[:-1]) & (ranges[1:] == ranges[:-1])
+        counts[missed] = 0
+        near = ranges(np.arange(starts.size) * begins.shape[1] + first, counts)
+        offsets = begins.ravel()[near] // self.dtype.itemsize
+        if missed.size:
+            first, last = self._documents_between(index, guess[missed], starts[missed], stops[missed])
+            places = np.repeat((np.cumsum(counts) - counts)[missed], last - first)
+            offsets = np.insert(offsets, places, self._document_offsets(index, ranges(first, last - first)))
+            counts[missed] = last - first
+        repeated = offsets[1:] == offsets[:-1]
         if repeated.any():  # documents without tokens
-            kept = np.concatenate([[True], ~repeated])
-            offsets, counts = offsets[kept], np.bincount(ranges[kept], minlength=starts.size)
+            numbers = np.repeat(np.arange(starts.size), counts)
+            kept = np.concatenate([[True], ~(repeated & (numbers[1:] == numbers[:-1]))])
+            offsets, counts = offsets[kept], np.bincount(numbers[kept], minlength=starts.size)
         return offsets, counts
 
     def digest(self) -> str:
@@ -261,30 +268,54 @@ class Shard:
         offsets = index.pointers[np.minimum(sequences, index.pointers.size - 1)] // self.dtype.itemsize
         return np.where(sequences < index.pointers.size, offsets, self.num_tokens)
 
+    def _guess(self, index: _OpenShard, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """About which document begins at each token: [N]."""
+        mean, last = max(self.num_tokens / self.num_documents, 1.0), self.num_documents - 1
+        is_one_each = index.pointers.size == self.num_documents  # then a document is most likely a sequence
+        guess: NDArray[np.float64] = tokens / mean
+        for _ in range(_NUM_GUESSES):  # each from where the last one missed by: documents are alike enough on average
+            documents = np.maximum(np.minimum(guess, last), 0).astype(np.int64)
+            near = (
+                index.pointers[documents] / self.dtype.itemsize
+                if is_one_each
+                else self._document_offsets(index, documents)
+            )
+            guess = documents + (tokens - near) / mean
+        return guess
+
+    def _nearby(
+        self,
+        index: _OpenShard,
+        guess: NDArray[np.float64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        margin: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Look for each range's documents around a guess.
+
+        Returns:
+            The first document of each neighbourhood, and where its documents begin, in bytes: [N], [N, W]; in it the
+            first that starts in the range or later, and the first behind the range: [N], [N]; and the ranges that reach
+            beyond their neighbourhood: [missed].
+        """
+        length = int(2 * (stops - starts).max() * self.num_documents / self.num_tokens)
+        width = min(2 * margin + min(length, 1000), self.num_documents)
+        left = np.maximum(np.minimum(guess - margin, self.num_documents - width), 0).astype(np.int64)
+        begins = self._windows(index, left, width)
+        before = begins < (starts * self.dtype.itemsize)[:, None]
+        inside = begins < (stops * self.dtype.itemsize)[:, None]
+        is_behind, is_ahead = ~before[:, 0] & (left > 0), inside[:, -1] & (left + width < self.num_documents)
+        return left, begins, before.sum(axis=1), inside.sum(axis=1), np.flatnonzero(is_behind | is_ahead)
+
     def _documents_between(
-        self, index: _OpenShard, starts: NDArray[np.int64], stops: NDArray[np.int64]
+        self, index: _OpenShard, guess: NDArray[np.float64], starts: NDArray[np.int64], stops: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each range the first document that starts in it or later, and the first behind it: [N], [N]."""
-        mean = max(self.num_tokens / max(self.num_documents, 1), 1.0)
-        guess = starts / mean
-        for _ in range(_NUM_GUESSES):  # each from where the last one missed by: documents are alike enough on average
-            documents = np.clip(guess, 0, self.num_documents).astype(np.int64)
-            guess = documents + (starts - self._document_offsets(index, documents)) / mean
-        first, last, missed = np.empty_like(starts), np.empty_like(starts), np.arange(starts.size)
-        length = int(2 * (stops - starts).max() / mean)
-        for margin in _MARGINS:  # the wider ones for rows beside a document of many times the mean length
-            width = min(2 * margin + min(length, 1000), self.num_documents)
-            left = np.clip(guess[missed] - margin, 0, self.num_documents - width).astype(np.int64)
-            begins = self._windows(index, left, width)
-            before = begins < starts[missed, None] * self.dtype.itemsize
-            inside = begins < stops[missed, None] * self.dtype.itemsize
-            first[missed], last[missed] = left + before.sum(axis=1), left + inside.sum(axis=1)
-            is_behind, is_ahead = ~before[:, 0] & (left > 0), inside[:, -1] & (left + width < self.num_documents)
-            missed = missed[is_behind | is_ahead]
-            if not missed.size:
-                return first, last
-        first[missed] = self._first_documents(index, starts[missed])
-        last[missed] = self._first_documents(index, stops[missed])
+        left, _, first, last, missed = self._nearby(index, guess, starts, stops, _MARGINS[1])
+        first, last = left + first, left + last
+        if missed.size:
+            first[missed] = self._first_documents(index, starts[missed])
+            last[missed] = self._first_documents(index, stops[missed])
         return first, last
 
     def _windows(self, index: _OpenShard, left: NDArray[np.int64], width: int) -> NDArray[np.int64]:
@@ -495,6 +526,11 @@ def _map(path: Path) -> NDArray[np.uint8]:
     if path.stat().st_size == 0:
         return np.empty(0, np.uint8)
     return np.memmap(path, np.uint8, "r").view(np.ndarray)
+
+
+def ranges(first: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers [first, first + count) of each pair, end to end."""
+    return np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
 
 
 def _check_range(start: int, stop: int, size: int) -> None:

@@ -20,6 +20,7 @@ from megacpt.data.corpus import Corpus
 from megacpt.data.hash_split import TEXT_HASH, column_is_held_out, is_text
 from megacpt.data.manifest import NUMBER, TokenizerRecord
 from megacpt.data.order import mix64
+from megacpt.data.shard import ranges
 from megacpt.data.where import Where
 from megacpt.errors import DataError
 
@@ -125,7 +126,7 @@ class View:
         offsets = self.corpus.document_offsets()
         first = np.searchsorted(offsets, self._starts, side="right") - 1
         counts = np.searchsorted(offsets, self._starts + np.diff(self._offsets)) - first
-        return np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        return ranges(first, counts)
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Tokens [start, start + count) of what is kept, as a fresh int64 array."""
