@@ -40,6 +40,8 @@ _KINDS = (
 """What patterns tell apart: letters by case, marks, numbers, white space, line ends, contractions, scripts; and what
 SentencePiece writes for spaces, special tokens and bytes."""
 _RUN_CHARACTERS = 1 << 16
+_NUM_SEQUENCES = 256
+"""Of few tokens each, where ways to cut a text tie; one in 300 tells one library's Unigram from another's."""
 _FASTER: dict[str, Callable[[Any], FasterTokenizer]] = {
     "fastokens": FastokensTokenizer,
     "gigatoken": GigatokenTokenizer,
@@ -130,6 +132,6 @@ def _adversities(tokenizer: Tokenizer) -> Iterator[str]:
     for tokens in ([tokenizer.spelling(each) for each in order], [tokenizer.decode([each]) for each in order]):
         yield "".join(tokens)
         yield " ".join(tokens)
-        for _ in range(32):
+        for _ in range(_NUM_SEQUENCES):
             few = [" ", *(tokens[each] for each in random.integers(0, len(tokens), 4))]
             yield "".join(few[each] for each in random.integers(0, len(few), 512))
