@@ -58,7 +58,7 @@ bench: $(STAMP)
 bench-data: $(STAMP)
 	@megacpt quickstart --prepare-only
 	@python benchmarks/stream.py
-	@set -e; for tokenizer in smollm2 llama3 sentencepiece mistral unigram; do python benchmarks/shard_builder.py --tokenizer $$tokenizer; done
+	@set -e; for tokenizer in smollm2 llama3 sentencepiece mistral unigram_model unigram wordpiece; do python benchmarks/shard_builder.py --tokenizer $$tokenizer; done
 
 debug: $(STAMP)
 	@rm -rf runs/debug-tiny

@@ -89,7 +89,7 @@ setup(
         "pyyaml>=6",
         "rich>=14",
         "safetensors>=0.6",
-        "sentencepiece>=0.2.1",
+        "sentencepiece>=0.2.2",
         "tensorboard>=2.19",
         "tiktoken>=0.9",
         "tokenizers>=0.22",

@@ -12,7 +12,9 @@
     llama3          Llama 3's ranks for megacpt, the tokenizer.json made of them for the others
     sentencepiece   Mistral's tokenizer.model; datatrove does not read such models and is passed over
     mistral         the tokenizer.json that transformers makes of it
-    unigram         tokenizer.json, trained here on a part of the text
+    unigram_model   a SentencePiece model as T5's, trained here on a part of the text; datatrove is passed over
+    unigram         tokenizer.json, trained here on that part
+    wordpiece       tokenizer.json as BERT's, trained here on that part
 
 The text is the quickstart's and source files of installed packages. Each contender runs in a process of its own, in
 turns; one that is not installed is passed over. Opening the tokenizer (and for megacpt finding the fastest exact
@@ -24,6 +26,7 @@ size. All must agree in the number of tokens.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -55,9 +58,11 @@ EOS = {
     "llama3": "<|end_of_text|>",
     "sentencepiece": "</s>",
     "mistral": "</s>",
+    "unigram_model": "</s>",
     "unigram": "</s>",
+    "wordpiece": "[SEP]",
 }
-UNIGRAM_VOCABULARY, UNIGRAM_BYTES = 8000, 2_000_000
+TRAINED_VOCABULARY, TRAINED_BYTES = 8000, 2_000_000
 LLAMA3_RANKS = WheelFile(
     "llama-models",
     "0.3.0",
@@ -220,25 +225,56 @@ def tokenizers(name: str, folder: Path) -> tuple[Path, Path]:
 
         LlamaTokenizer.from_pretrained(folder).save_pretrained(folder / "mistral")
         return folder / "mistral", folder / "mistral"
+    if name == "unigram_model":
+        model = folder / "tokenizer.model"
+        model.write_bytes(trained_model(folder / "text.jsonl"))
+        return model, model
     from transformers import PreTrainedTokenizerFast
 
-    if name == "unigram":
-        from tokenizers import SentencePieceUnigramTokenizer
+    saved = folder / name
+    if name == "llama3":
+        from transformers.convert_slow_tokenizer import TikTokenConverter
 
-        with (folder / "text.jsonl").open() as lines:
-            texts = [json.loads(line)["text"] for line in lines.readlines(UNIGRAM_BYTES)]
-        trained = SentencePieceUnigramTokenizer()
-        trained.train_from_iterator(
-            texts, UNIGRAM_VOCABULARY, show_progress=False, special_tokens=["<unk>", EOS[name]], unk_token="<unk>"
-        )
-        PreTrainedTokenizerFast(tokenizer_object=trained, eos_token=EOS[name]).save_pretrained(folder / name)
-        return folder / name, folder / name
-    from transformers.convert_slow_tokenizer import TikTokenConverter
+        path = fetch(LLAMA3_RANKS, DOWNLOADS / "llama3")
+        made = TikTokenConverter(vocab_file=str(path)).converted()
+    else:
+        path, made = saved, trained(name, folder / "text.jsonl")
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token=EOS[name]).save_pretrained(saved)
+    return path, saved
 
-    path = fetch(LLAMA3_RANKS, DOWNLOADS / "llama3")
-    converted = TikTokenConverter(vocab_file=str(path)).converted()
-    PreTrainedTokenizerFast(tokenizer_object=converted, eos_token=EOS[name]).save_pretrained(folder / "llama3")
-    return path, folder / "llama3"
+
+def first_texts(text: Path) -> list[str]:
+    """What the tokenizers that are trained here see of the text."""
+    with text.open() as lines:
+        return [json.loads(line)["text"] for line in lines.readlines(TRAINED_BYTES)]
+
+
+def trained_model(text: Path) -> bytes:
+    """A small SentencePiece model of Unigram, with SentencePiece's own settings."""
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    lines = (line for each in first_texts(text) for line in each.splitlines())
+    SentencePieceTrainer.Train(
+        sentence_iterator=lines, model_writer=model, vocab_size=TRAINED_VOCABULARY, minloglevel=2
+    )
+    return model.getvalue()
+
+
+def trained(name: str, text: Path) -> Any:
+    """A small tokenizer of this model."""
+    from tokenizers import BertWordPieceTokenizer, SentencePieceUnigramTokenizer
+
+    texts = first_texts(text)
+    if name == "wordpiece":
+        pieces = BertWordPieceTokenizer()
+        pieces.train_from_iterator(texts, TRAINED_VOCABULARY, show_progress=False)
+        return pieces
+    unigram = SentencePieceUnigramTokenizer()
+    unigram.train_from_iterator(
+        texts, TRAINED_VOCABULARY, show_progress=False, special_tokens=["<unk>", EOS[name]], unk_token="<unk>"
+    )
+    return unigram
 
 
 def run_one(name: str, text: Path, tokenizer: Path, eos: str, out: Path) -> dict[str, float]:
@@ -272,7 +308,7 @@ def main() -> None:
         ours, theirs = tokenizers(arguments.tokenizer, folder)
         for number in range(arguments.rounds):
             for name in CONTENDERS:
-                if name == "datatrove" and arguments.tokenizer == "sentencepiece":
+                if name == "datatrove" and theirs.suffix == ".model":
                     continue
                 try:
                     version(PACKAGES[name])

@@ -35,7 +35,7 @@ class _Section(BaseModel):
 class EngineRecord(_Section):
     """What ran the tokenizer, and why that could be trusted to make its ids."""
 
-    name: Literal["tokenizers", "tiktoken", "sentencepiece", "fastokens", "gigatoken"]
+    name: Literal["tokenizers", "tiktoken", "sentencepiece", "fastokens", "gigatoken", "word-cache"]
     reason: str | None = None
     """Why nothing faster ran it."""
     checked_documents: NonNegativeInt = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megacpt_tools import engine
 from megacpt_tools.tokenizer import LLAMA3_NUM_RANKS
 
 TEXTS = [
@@ -20,6 +21,12 @@ TEXTS = [
     "a",
     " leading and trailing spaces   \n",
 ]
+
+
+@pytest.fixture
+def few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing engines over all of Unicode takes seconds."""
+    monkeypatch.setattr(engine, "_PLANES", ((0x0000, 0x0400),))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,14 @@ import numpy as np
 import pytest
 
 from megacpt.data.manifest import EngineRecord
-from megacpt_tools import engine as module
 from megacpt_tools.engine import fastest, reopened
 from megacpt_tools.fast_tokenizers import FastokensTokenizer, GigatokenTokenizer
 from megacpt_tools.tokenizer import FasterTokenizer, HuggingFaceTokenizer, open_tokenizer
 from tests.tools.conftest import TEXTS, train_sentencepiece
 
+pytestmark = pytest.mark.usefixtures("few_characters")
+
 SPELLED = "text <|endoftext|> and <|begin|>more<|end_of_text|> <s>[INST] the </s> [/INST]\u2581<0x0A>"
-
-
-@pytest.fixture(autouse=True)
-def few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comparing all of Unicode takes seconds."""
-    monkeypatch.setattr(module, "_PLANES", ((0x0000, 0x0400),))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +109,7 @@ def test_one_difference_is_enough(bpe_folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_without_fastokens_the_next_is_tried(bpe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "fastokens", None)
     tokenizer = open_tokenizer(bpe_folder)
     fast, record = fastest(tokenizer, TEXTS)
     assert isinstance(tokenizer, HuggingFaceTokenizer)

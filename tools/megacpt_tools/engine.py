@@ -4,8 +4,9 @@
     fastokens   byte-level BPE and Llama 3's ranks; several times as fast as tiktoken on text that is split by one of
                 the patterns it knows (GPT-2's, Llama 3's, Qwen's, o200k, ...)
     tiktoken    byte-level BPE, with a proof for its merges (`byte_pairs`)
+    word-cache  what is cut at spaces (WordPiece, most Unigram): its own library, once for each word
 
-Where none is faster and exact (Unigram, WordPiece), the tokenizer's own library does it.
+Where none is faster and exact, the tokenizer's own library does it.
 
 Proof is by comparison with that library, for the tokenizer and the input at hand: every character of Unicode's used
 planes, all kinds of characters in pairs and in random mixtures, long runs of one, the whole vocabulary spelled out as
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -27,6 +27,7 @@ from megacpt.data.manifest import EngineRecord
 from megacpt_tools.byte_pairs import BytePairTokenizer, byte_pairs, unproven
 from megacpt_tools.fast_tokenizers import FastokensTokenizer, GigatokenTokenizer
 from megacpt_tools.tokenizer import FasterTokenizer, HuggingFaceTokenizer, Library, Tokenizer
+from megacpt_tools.word_cache import WordCacheTokenizer
 
 _PLANES = ((0x0000, 0xD800), (0xE000, 0x32000), (0xE0000, 0xE0200))
 """Every plane of Unicode with assigned characters, surrogates left out."""
@@ -45,6 +46,7 @@ _NUM_SEQUENCES = 256
 _FASTER: dict[str, Callable[[Any], FasterTokenizer]] = {
     "fastokens": FastokensTokenizer,
     "gigatoken": GigatokenTokenizer,
+    "word-cache": WordCacheTokenizer,
 }
 
 
@@ -55,9 +57,12 @@ def candidates(tokenizer: Tokenizer) -> tuple[Library, ...]:
     if tokenizer.kind == "sentencepiece":
         return ("gigatoken",)
     assert isinstance(tokenizer, HuggingFaceTokenizer)
-    if tokenizer.description["model"].get("byte_fallback"):
-        return ("gigatoken", "fastokens")
-    return ("fastokens", "tiktoken")
+    model = tokenizer.description["model"]
+    if model.get("type", "BPE") != "BPE":
+        return ("word-cache",)
+    if model.get("byte_fallback"):
+        return ("gigatoken", "fastokens", "word-cache")
+    return ("fastokens", "tiktoken", "word-cache")
 
 
 def fastest(
@@ -107,10 +112,10 @@ def _opened(tokenizer: Tokenizer, engine: Library, is_proven: bool = False) -> F
             return pairs
         fault = None if is_proven else unproven(pairs, tokenizer.description)
         return fault or BytePairTokenizer(tokenizer, pairs)
-    if find_spec(engine) is None:
-        return "is not installed"
     try:
         return _FASTER[engine](tokenizer)
+    except ImportError:
+        return "is not installed"
     except ValueError as error:
         return f"cannot run it ({error})"
 

@@ -23,6 +23,7 @@ from megacpt_tools.tokenizer import (
     Library,
     SentencePieceTokenizer,
     TiktokenTokenizer,
+    joined,
 )
 
 _SPACE = "\u2581"
@@ -89,9 +90,7 @@ class GigatokenTokenizer(FasterTokenizer):
             raise ValueError(str(error).splitlines()[0]) from None
 
     def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
-        arrays = [self._encode(text) for text in texts]
-        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-        return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
+        return joined([self._encode(text) for text in texts])
 
     def _encode(self, text: str) -> NDArray:
         if not any(symbol in text for symbol in self._symbols):

@@ -51,7 +51,7 @@ _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
 
 
 Kind = Literal["huggingface", "sentencepiece", "tiktoken"]
-Library = Literal["tokenizers", "sentencepiece", "tiktoken", "fastokens", "gigatoken"]
+Library = Literal["tokenizers", "sentencepiece", "tiktoken", "fastokens", "gigatoken", "word-cache"]
 
 
 class Tokenizer(Protocol):
@@ -165,7 +165,7 @@ class HuggingFaceTokenizer:
             encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library raises plain Exception
             raise ValueError(str(error)) from None
-        return _end_to_end([encoding.ids for encoding in encodings])
+        return end_to_end([encoding.ids for encoding in encodings])
 
     def decode(self, ids: list[int]) -> str:
         return self._library.decode(ids, skip_special_tokens=False)
@@ -175,6 +175,11 @@ class HuggingFaceTokenizer:
 
     def spelling(self, token_id: int) -> str:
         return self._library.id_to_token(token_id) or ""
+
+    def normalized(self, text: str) -> str:
+        """The text as its tokens are looked for in."""
+        normalizer = self._library.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
 class SentencePieceTokenizer:
@@ -207,7 +212,7 @@ class SentencePieceTokenizer:
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, texts: list[str]) -> tuple[NDArray, NDArray[np.int64]]:
-        return _end_to_end(self._library.Encode(texts, out_type=int, num_threads=1))
+        return joined(self._library.Encode(texts, out_type="numpy", num_threads=1))
 
     def decode(self, ids: list[int]) -> str:
         return self._library.Decode(ids)
@@ -279,9 +284,7 @@ def encode_together(library: Encoding, texts: list[str], border: str) -> tuple[N
     at = np.flatnonzero(ids == library.encode_single_token(border))
     if at.size == len(texts) - 1:
         return np.delete(ids, at), np.diff(at, prepend=-1, append=ids.size) - 1
-    arrays = [library.encode_to_numpy(text, disallowed_special=()).view(np.int32) for text in texts]
-    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-    return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
+    return joined([library.encode_to_numpy(text, disallowed_special=()).view(np.int32) for text in texts])
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
@@ -311,9 +314,15 @@ def _llama3_special_token(index: int) -> str:
     return f"<|reserved_special_token_{index - sum(named < index for named in _LLAMA3_NAMED)}|>"
 
 
-def _end_to_end(ids: list[list[int]]) -> tuple[NDArray, NDArray[np.int64]]:
+def end_to_end(ids: list[list[int]]) -> tuple[NDArray, NDArray[np.int64]]:
+    """What `Tokenizer.encode` returns, of the ids of each text."""
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
+
+
+def joined(ids: list[NDArray]) -> tuple[NDArray, NDArray[np.int64]]:
+    """What `Tokenizer.encode` returns, of an array for each text."""
+    return np.concatenate([np.empty(0, np.int32), *ids]), np.fromiter(map(len, ids), np.int64, len(ids))
 
 
 def _defined(token_id: int) -> int | None:
