@@ -1,5 +1,6 @@
 # Everything a checkout can do, each target with its own set-up.
 #
+#   make setup                       only make the environment that the others use
 #   make quickstart                  train a small model on medical text, with or without a GPU
 #   make test                        all tests; TESTS="tests/data -k order" for some
 #   make test-faults                 kills, hangs, full disks, damaged files, bad numbers: the long form

@@ -136,6 +136,12 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
 
     if is_main and saved and (jump := rate_jump(resolved, saved)):
         logger().warning("the learning rate was %.3g at the checkpoint, and goes on with %.3g", *jump)
+    if saved and first_step >= resolved.last_step:
+        logger().info(
+            "no step is left, the run ends after step %d: training.tokens (with --accept training.tokens) and "
+            "training.stop_at_step say so",
+            resolved.last_step,
+        )
 
     # What happens at and between steps.
     events = Events(folder if is_main else None)

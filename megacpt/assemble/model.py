@@ -53,7 +53,7 @@ def model_folder(recipe: Recipe) -> Path | None:
     """The folder of the base model; None for random weights. Downloads from the hub if need be."""
     if recipe.model.path is None:
         return None
-    return find_folder(recipe.model.path, recipe.model.revision)
+    return find_folder(recipe.model.path, recipe.model.revision, where=recipe.where("model.path"))
 
 
 def hf_config(recipe: Recipe, folder: Path | None) -> PretrainedConfig:
@@ -66,7 +66,7 @@ def hf_config(recipe: Recipe, folder: Path | None) -> PretrainedConfig:
         stated = dict(recipe.model.config)
         return AutoConfig.for_model(stated.pop("model_type"), **stated)
     config = read_config(folder, trust_remote_code=recipe.model.trust_remote_code)
-    check_promises(recipe, config.to_dict(), str(folder / "config.json"))
+    check_promises(recipe, config.to_dict(), str(folder / "config.json"), is_complete=True)
     return config
 
 
@@ -232,7 +232,7 @@ def encoder(recipe: Recipe, folder: Path | None) -> Callable[[str], list[int]] |
 
 def _tokenizer_file(recipe: Recipe, folder: Path | None) -> Path | None:
     named = recipe.model.tokenizer
-    tokenizer = folder if named is None else find_folder(named, key="model.tokenizer")
+    tokenizer = folder if named is None else find_folder(named, where=recipe.where("model.tokenizer"))
     path = None if tokenizer is None else tokenizer / "tokenizer.json"
     return path if path is not None and path.is_file() else None
 
@@ -250,7 +250,7 @@ def keep_model_files(recipe: Recipe, plan: Blueprint, folder: Path | None, targe
         values.pop("torch_dtype", None)
     (target / "config.json").write_text(json.dumps(values | {"dtype": recipe.model.dtype}, indent=2) + "\n")
     named = recipe.model.tokenizer
-    tokenizer = folder if named is None else find_folder(named, key="model.tokenizer")
+    tokenizer = folder if named is None else find_folder(named, where=recipe.where("model.tokenizer"))
     if tokenizer is None:
         return
     for file in (*TOKENIZER_FILES, "generation_config.json"):

@@ -17,13 +17,13 @@ SINGLE = "model.safetensors"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def find_folder(name: str, revision: str | None = None, *, key: str = "model.path") -> Path:
+def find_folder(name: str, revision: str | None = None, *, where: str = "model.path") -> Path:
     """The folder of a model: `name` itself if it is one, else its snapshot from the hub (downloaded once, then cached).
 
     Args:
         name: a folder, or an id on the hub.
         revision: the hub's branch, tag or commit.
-        key: of the recipe, that states the name.
+        where: the place that states the name, for an error.
 
     Raises:
         ModelError: it is neither a folder nor to be had from the hub.
@@ -39,7 +39,7 @@ def find_folder(name: str, revision: str | None = None, *, key: str = "model.pat
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             "this is no folder, and the Hugging Face hub does not give it",
-            where=key,
+            where=where,
             found=name,
             hint=f"Check the spelling, the network, and `hf auth login` for gated models. {_first_line(error)}",
         ) from error

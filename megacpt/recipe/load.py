@@ -284,7 +284,7 @@ def _explained(error: ValidationError, root: Entry) -> Iterator[RecipeError]:
         if kind == "extra_forbidden":
             yield RecipeError("unknown key", where=where, hint=_suggestion(path))
         elif kind == "missing":
-            yield RecipeError("this key is required", where=where, hint=_description(path))
+            yield RecipeError("this key is required", where=where, hint=_near_domain(path, root) or _description(path))
         elif kind == "value_error":
             yield RecipeError(_expectation(found[0]), where=where)
         else:
@@ -311,6 +311,8 @@ def _expectation(problem: Any) -> str:
     """Pydantic's message as what was expected."""
     if problem["type"] in ("model_type", "dict_type"):
         return "a section of keys"
+    if problem["type"] == "tuple_type":
+        return "a list"
     return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
 
 
@@ -334,8 +336,9 @@ def _sections_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
 
 
 def _schema_path(path: tuple[str, ...]) -> str:
-    """A key path with the domain's name as *."""
-    return ".".join("*" if path[:i] == ("data", "domains") else part for i, part in enumerate(path))
+    """A key path with the domain's name as *, and without the numbers of stages."""
+    named = ("*" if path[:i] == ("data", "domains") else part for i, part in enumerate(path))
+    return ".".join(part for part in named if not part.isdigit())
 
 
 def _suggestion(path: tuple[str, ...]) -> str:
@@ -350,6 +353,16 @@ def _suggestion(path: tuple[str, ...]) -> str:
     if any(word in path[-1].lower() for word in ("api_key", "token", "password", "secret")):
         return "A recipe holds no secrets: set them in the environment (HF_TOKEN, WANDB_API_KEY)."
     return f"Known here: {', '.join(beside)}."
+
+
+def _near_domain(path: tuple[str, ...], root: Entry) -> str:
+    """If `path` is the missing role of a domain whose name is nearly that of one with a role: the latter's name."""
+    if path[:2] != ("data", "domains") or path[3:] != ("role",):
+        return ""
+    domains = root.value["data"].value["domains"].value
+    whole = [name for name, domain in domains.items() if isinstance(domain.value, dict) and "role" in domain.value]
+    nearest = get_close_matches(path[2], whole, n=1)
+    return f"Did you mean the domain {nearest[0]}?" if nearest else ""
 
 
 def _description(path: tuple[str, ...]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,18 @@ def find_architecture(recipe: Recipe) -> Architecture | None:
     return None
 
 
-def check_promises(recipe: Recipe, config: Mapping[str, Any], where: str) -> None:
+def check_promises(recipe: Recipe, config: Mapping[str, Any], where: str, *, is_complete: bool = False) -> None:
     """Refuse a Hugging Face config that contradicts `model.config`.
 
-    A key that `config` lacks is passed over: it has its architecture's default, which only transformers knows. Check
-    the config that transformers has completed, too.
+    A key that config.json lacks has its architecture's default, which only transformers knows. Check the config that
+    transformers has completed, too.
 
     Args:
         recipe: the recipe whose promises are checked.
         config: the model's config as a dictionary.
         where: what to call it in an error.
+        is_complete: transformers has completed it: a promised key that it lacks, or leaves empty, is a contradiction
+            (a misspelt one would promise nothing); otherwise such a key is passed over.
 
     Raises:
         RecipeError: with every contradiction.
@@ -58,14 +61,19 @@ def check_promises(recipe: Recipe, config: Mapping[str, Any], where: str) -> Non
             RecipeError(
                 "the model is not the one that the recipe expects",
                 where=recipe.where(f"model.config.{key}"),
-                found=f"{actual[key]!r} in {where}",
+                found=f"{actual[key]!r} in {where}" if key in actual else f"no such key in {where}",
                 expected=repr(value),
-                hint="Mend the recipe, or take another model.",
+                hint=_suggestion(key, actual),
             )
             for key, value in promised.items()
-            if actual.get(key) is not None and actual[key] != value
+            if (is_complete or actual.get(key) is not None) and (key not in actual or actual[key] != value)
         ]
     )
+
+
+def _suggestion(key: str, actual: Mapping[str, Any]) -> str:
+    nearest = [] if key in actual else get_close_matches(key, actual, n=1)
+    return f"Did you mean {nearest[0]}?" if nearest else "Mend the recipe, or take another model."
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from megacpt.recipe.model_config import find_architecture
 from megacpt.recipe.rules import check_model, refuse
 from megacpt.recipe.schema import RateSection, Recipe
 from megacpt.recipe.shares import token_shares
-from megacpt.units import Duration
+from megacpt.units import Duration, counted
 
 ROUNDING_TOLERANCE = 0.05
 """How far rounding `batch.global_tokens` to whole rows may move it before it is refused."""
@@ -207,8 +207,8 @@ def _data_degree(recipe: Recipe, world_size: int) -> int:
         raise LaunchError(
             "the layout does not fill the world",
             where=recipe.where("parallel.data"),
-            found=f"{layout} x data {parallel.data} = {wanted} for {world_size} processes",
-            hint=f"Start {wanted} processes{_other_layouts(recipe, world_size)}.",
+            found=f"{layout} x data {parallel.data} = {wanted} for {counted(world_size, 'process')}",
+            hint=f"Start {counted(wanted, 'process')}{_other_layouts(recipe, world_size)}.",
         )
     if world_size % model_ranks:
         below = world_size - world_size % model_ranks
@@ -216,7 +216,7 @@ def _data_degree(recipe: Recipe, world_size: int) -> int:
         raise LaunchError(
             "the layout does not fit the world",
             where=recipe.where("parallel"),
-            found=f"{layout} = {model_ranks} for {world_size} processes",
+            found=f"{layout} = {model_ranks} for {counted(world_size, 'process')}",
             hint=f"Start {nearest} processes{_other_layouts(recipe, world_size)}.",
         )
     return world_size // model_ranks

@@ -352,7 +352,7 @@ class DistillationSection(Section):
     follows slowly; putting it together takes a sum of all fp32 weights over the data axis each step."""
 
     weight: Annotated[float, Field(gt=0)]
-    """The factor beside the cross-entropy's 1, on top of a domain's `loss_weight`; 0.2 in DDK (arXiv:2407.16154)."""
+    """The factor beside the cross-entropy's 1, before the token's loss weight; 0.2 in DDK (arXiv:2407.16154)."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """What the logits of both are divided by: above 1 the unlikely tokens count more."""

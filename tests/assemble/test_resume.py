@@ -79,6 +79,12 @@ def test_what_does_not_change_the_computation_is_free(key: str, tmp_path: Path) 
     check_continues(changed, checkpoint)
 
 
+def test_the_page_names_what_is_free() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    promise = page.partition("**What may change.**")[2].partition("must be as it was")[0]
+    assert [key for key in FREE if f"`{key}`" not in promise] == []
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [

@@ -128,6 +128,10 @@ def test_the_same_parent_twice_is_no_circle(write: Write) -> None:
             "run.yaml:21: optimizer.weight_decy: unknown key. Did you mean weight_decay?",
         ),
         (MINIMAL + "optimiser: {}\n", "run.yaml:20: optimiser: unknown key. Did you mean optimizer?"),
+        (
+            MINIMAL.replace("domains:", "stages:\n  - {at: 50%, weight: {law: 1}}\n  domains:"),
+            "run.yaml:15: data.stages.0.weight: unknown key. Did you mean weights?",
+        ),
         (MINIMAL + "peak: 1\n", "run.yaml:20: peak: unknown key. Did you mean lr.peak?"),
         (MINIMAL + "zzz: 1\n", "run.yaml:20: zzz: unknown key. Known here: name, seed, model,"),
         (
@@ -180,6 +184,11 @@ def test_every_mistake_is_reported_at_once(write: Write) -> None:
         ("lr.peak=[1", "--set: this is not YAML"),
         ("model=3", "--set: model: cannot use this value (found 3"),
         ("lr.peak.x=3", "--set: lr.peak: cannot use this value"),
+        (
+            "data.domains.lau.weight=3",
+            "--set: data.domains.lau.role: this key is required. Did you mean the domain law?",
+        ),
+        ("data.domains.law.held_out=null", "cannot use this value (found None, expected a list)"),
     ],
 )
 def test_a_wrong_override_is_one_clear_line(write: Write, override: str, complaint: str) -> None:

@@ -68,8 +68,11 @@ def test_the_rope_is_compared_in_every_spelling(
         check_promises(recipe, spelling(1e4), "config.json")
 
 
-def test_a_missing_key_breaks_no_promise(write: Write) -> None:
-    check_promises(load_recipe(write()), {"model_type": "llama"}, "config.json")
+def test_a_missing_key_breaks_no_promise_of_what_transformers_has_not_completed(write: Write) -> None:
+    recipe = load_recipe(write(), [FOLDER, "model.config={rope_thta: 5e5}"])
+    check_promises(recipe, CONFIG, "config.json")
+    with pytest.raises(RecipeError, match=r"rope_thta: .*found no such key in config\.json.*Did you mean rope_theta\?"):
+        check_promises(recipe, CONFIG, "config.json", is_complete=True)
 
 
 def test_a_broken_config_json_is_named(write: Write) -> None:

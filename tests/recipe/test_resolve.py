@@ -74,6 +74,7 @@ def test_offered_layouts_do_fit(write: Write, world_size: int, pipeline: int, te
         (["batch={global_rows: 12, micro_rows: 8}"], 4, "Nearest: 32, or a micro_rows among 1, 3."),
         (["batch={global_rows: null, global_tokens: 300}"], 8, "300 tokens, 4.7 rows, over data 8 x micro_rows 1 = 8"),
         (["batch={global_rows: null, global_tokens: 300}"], 8, "Nearest: 512 or 1024 tokens."),
+        (["parallel.pipeline=2"], 1, "= 2 for 1 process). Start 2 processes, or use pipeline 1"),
         ([], 0, "a run needs a process (found 0, expected a world size of at least 1)"),
     ],
 )
