@@ -113,6 +113,8 @@ class SliceRecord(_Section):
 
     index: NonNegativeInt
     num_slices: PositiveInt
+    build: str | None = None
+    """sha256 over the names and sizes of the input's files and the options; one for all slices of a build."""
 
 
 class SplitRecord(_Section):

@@ -45,12 +45,20 @@ class Where:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise DataError("the condition cannot be parsed", found=repr(text), hint=_HINT) from None
         self._tree = tree.body
+        self._kinds: dict[str, pyarrow.DataType] = {}
+        """What a column is compared with, where Arrow does not see it in one that has no value at all."""
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id not in self.names:
                 self.names.append(node.id)
         if not self.names:
             raise DataError("the condition names no column", found=repr(text), hint=_HINT)
-        self.expression  # noqa: B018  what is wrong with it is said now
+        try:
+            self.expression  # noqa: B018  what is wrong with it is said now
+        except (pyarrow.ArrowException, OverflowError) as error:
+            found = str(error).splitlines()[0]
+            raise DataError(
+                "the condition has values of several kinds, or too large", where=f"condition {text!r}", found=found
+            ) from None
 
     @cached_property
     def expression(self) -> compute.Expression:
@@ -65,8 +73,13 @@ class Where:
         """
         columns = columns.select(self.names)
         for place, name in enumerate(self.names):
-            if pyarrow.types.is_temporal(columns.schema.field(name).type):
+            kind = columns.schema.field(name).type
+            if pyarrow.types.is_temporal(kind):
                 columns = columns.set_column(place, name, columns.column(name).cast(pyarrow.string()))
+            elif pyarrow.types.is_decimal(kind):
+                columns = columns.set_column(place, name, columns.column(name).cast(pyarrow.float64()))
+            elif pyarrow.types.is_null(kind) and name in self._kinds:
+                columns = columns.set_column(place, name, columns.column(name).cast(self._kinds[name]))
         from pyarrow import dataset  # brings pandas with it, a second that only who has a condition has to wait
 
         try:
@@ -95,6 +108,7 @@ class Where:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return ~self._condition(node.operand)
         if isinstance(node, ast.Name):
+            self._kinds[node.id] = pyarrow.bool_()
             return compute.field(node.id)
         if isinstance(node, ast.Compare):
             operands = [node.left, *node.comparators]
@@ -114,7 +128,10 @@ class Where:
             if not isinstance(right, ast.Tuple | ast.List | ast.Set) or not right.elts:
                 raise self._refused(right)
             column = self._operand(left)
-            is_in = column.isin([self._value(entry) for entry in right.elts])
+            values = pyarrow.array([self._value(entry) for entry in right.elts])
+            if isinstance(left, ast.Name):
+                self._kinds[left.id] = values.type
+            is_in = column.isin(values)
             return is_in if isinstance(operator, ast.In) else ~is_in & ~column.is_null()
         first, second = self._operand(left), self._operand(right)
         match operator:
@@ -132,7 +149,12 @@ class Where:
                 return first >= second
 
     def _operand(self, node: ast.expr) -> compute.Expression:
-        return compute.field(node.id) if isinstance(node, ast.Name) else compute.scalar(self._value(node))
+        if isinstance(node, ast.Name):
+            return compute.field(node.id)
+        value = self._value(node)
+        # A column of int64 may be compared with an uint64, but none of uint64 (text_hash) with an int64.
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return compute.scalar(pyarrow.scalar(value, pyarrow.uint64()) if is_count else value)
 
     def _value(self, node: ast.expr) -> str | float | bool:
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

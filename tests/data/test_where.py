@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from decimal import Decimal
 
 import pyarrow
 import pytest
@@ -16,6 +17,8 @@ COLUMNS = pyarrow.table(
         "score": [0.5, -1.0, 0.9, 0.7],
         "source": ["web", "books", "web", None],
         "good": [True, False, True, None],
+        "price": [Decimal("1.50"), Decimal("100.125"), None, Decimal("2")],
+        "hash": pyarrow.array([1, 2**64 - 1, None, 2**63], pyarrow.uint64()),
         "unknown": pyarrow.nulls(4),
         "date": [date(2015, 1, 2), date(2016, 5, 1), None, date(2014, 12, 31)],
     }
@@ -39,6 +42,13 @@ COLUMNS = pyarrow.table(
         ("not good", [1]),
         ("year > score", [0, 1, 3]),
         ("unknown > 3", []),
+        ("unknown in ('web', 'books')", []),
+        ("unknown not in (1, 2)", []),
+        ("unknown or year > 2015", [3]),
+        ("not unknown", []),
+        ("price > 1 and price in (1.5, 2)", [0, 3]),
+        ("hash < 9223372036854775809", [0, 3]),
+        ("hash >= 2 and year <= 2020", [1, 3]),
         ("'2015' <= date < '2016-02'", [0]),
         ("  (year == 2014)\n", [0]),
     ],
@@ -60,6 +70,8 @@ def test_a_condition_chooses_rows(text: str, rows: list[int]) -> None:
         "year == (lambda: 1)",
         "year in source",
         "year in ()",
+        "year in (2015, 'web')",
+        "year < 100000000000000000000",
         "source is source",
         "'web'",
         "1 == 1",

@@ -258,6 +258,9 @@ def test_a_folder_is_of_one_build_at_a_time(tmp_path: Path, jsonl: Path, bpe_fol
                 build_shards([jsonl], bpe_folder, tmp_path / "out", overwrite=overwrite)
             refusals.append(str(refused.value))
 
+            with pytest.raises(DataError, match="another build writes into this folder"):
+                build_shards([jsonl], bpe_folder, tmp_path / "out", overwrite=overwrite, held_out_fraction=0.2)
+
     build_shards([jsonl], bpe_folder, tmp_path / "out", on_progress=build_again)
     assert refusals
     build_shards([jsonl], bpe_folder, tmp_path / "alone")
@@ -418,7 +421,11 @@ def test_slices_joined_hold_what_one_build_holds(
         build_shards(files, bpe_folder, tmp_path / "sliced", index=index, num_slices=3, **options)
     with pytest.raises(DataError, match=r"slices are missing: slice_00001_of_00003"):
         join_slices(tmp_path / "sliced")
-    build_shards(files, bpe_folder, tmp_path / "sliced", index=1, num_slices=3, **options)
+    second = {"index": 1, "num_slices": 3, **options}
+    build_shards([*files, tmp_path / "second.txt"], bpe_folder, tmp_path / "sliced", **second)
+    with pytest.raises(DataError, match=r"slice_00001_of_00003: this slice was built otherwise .*of the same input"):
+        join_slices(tmp_path / "sliced")
+    build_shards(files, bpe_folder, tmp_path / "sliced", overwrite=True, **second)
     joined = join_slices(tmp_path / "sliced")
     for part in ("train", "held_out"):
         folder, whole = tmp_path / "sliced" / part, tmp_path / "whole" / part

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +133,17 @@ def test_a_parquet_row_without_text_is_named(tmp_path: Path) -> None:
     assert read(tmp_path / "a.parquet") == ["x", "y"]
 
 
+def test_blocks_of_rows_are_bounded_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to a worker is a part of the rows that were read, not all of them."""
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 4000)
+    texts = [chr(ord("a") + number) * 1000 for number in range(16)]
+    write_parquet(tmp_path / "a.parquet", [*texts])
+    for path in (tmp_path / "a.parquet", f"hf-dataset:{tmp_path}"):
+        blocks = blocks_of(path)
+        assert [text for block in blocks for text in block.documents("text").texts] == texts
+        assert max(len(pickle.dumps(block)) for block in blocks) < 6000
+
+
 def test_a_parquet_file_without_the_column_says_which_it_has(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["x"])
     with pytest.raises(DataError, match=r"no column 'body' .found id, text.\. Name the column"):
@@ -192,12 +205,30 @@ def test_a_folder_stands_for_its_files_in_order(tmp_path: Path) -> None:
     assert other_files([tmp_path]) == {".csv": 1, ".gz": 1}
 
 
+def test_links_in_a_folder_are_followed_once(tmp_path: Path) -> None:
+    for folder in ("corpus/a", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "b.jsonl").touch()
+    for link, target in (("loop", "corpus"), ("linked", "elsewhere"), ("twice", "elsewhere")):
+        (tmp_path / "corpus/a" / link).symlink_to(tmp_path / target)
+    found = [str(Path(source.path).relative_to(tmp_path / "corpus/a")) for source in find_inputs([tmp_path / "corpus"])]
+    assert found == ["b.jsonl", "linked/b.jsonl"]
+
+
 def test_inputs_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").mkdir()
+    (tmp_path / "dangling/a.jsonl").symlink_to("gone.jsonl")
+    latin1 = os.fsdecode(b"caf\xe9.jsonl")
+    (tmp_path / latin1).touch()
     for path, fault in (
         ("nowhere.jsonl", "no such input file"),
         ("a.csv", "kind of file is unknown"),
-        (".", "no input"),
+        ("empty", "the folder holds no input files"),
+        ("dangling", r"dangling/a\.jsonl: the link leads nowhere .found gone\.jsonl"),
+        ("dangling/*", "the link leads nowhere"),
+        (latin1, r"caf\\xe9\.jsonl: the name of a file is not UTF-8"),
     ):
         with pytest.raises(DataError, match=fault):
             find_inputs([tmp_path / path])
@@ -223,6 +254,11 @@ def test_patterns_and_urls_stand_for_files(tmp_path: Path) -> None:
     assert read(f"{tmp_path}/*.jsonl*") == TEXTS * 2
     assert read(f"memory://{tmp_path.name}/*.jsonl") == TEXTS
     assert read(f"memory://{tmp_path.name}") == TEXTS * 3
+    for name in (".cache/a.jsonl", "sub/b.jsonl"):
+        with fsspec.open(f"memory://{tmp_path.name}/{name}", "wb") as file:
+            file.write(LINES)
+    assert read(f"memory://{tmp_path.name}") == TEXTS * 4
+    assert read(f"memory://{tmp_path.name}/sub/**") == TEXTS
     with pytest.raises(DataError, match="no input files here"):
         find_inputs([f"memory://{tmp_path.name}/*.txt"])
     with pytest.raises(DataError, match=r"nosuch://x: the URL cannot be read"):

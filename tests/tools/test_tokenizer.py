@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import models
 
 from megacpt.errors import DataError
 from megacpt_tools.tokenizer import Tokenizer, open_tokenizer
@@ -147,6 +149,13 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         open_tokenizer(tmp_path / "noise.model")
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(DataError, match=r"tokenizer\.json: this is no tokenizer\.json"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_draws_its_merges_is_refused(tmp_path: Path) -> None:
+    model = models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.1)
+    LibraryTokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=r"tokenizer\.json: the tokenizer leaves out merges at random.*dropout to null"):
         open_tokenizer(tmp_path)
 
 

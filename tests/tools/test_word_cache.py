@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,6 +198,19 @@ def first_word_differs(tokenizer: Tokenizer) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), after])
 
 
+def first_word_differs_deep_down(tokenizer: Tokenizer) -> None:
+    after = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": True}
+    steps = [{"type": "WhitespaceSplit"}, {"type": "Sequence", "pretokenizers": [after]}]
+    described = json.loads(tokenizer.to_str()) | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+    tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(described)).pre_tokenizer
+
+
+def first_character_may_go(tokenizer: Tokenizer) -> None:
+    """Under "first" no space is put before a text whose first character the rules took away."""
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    assert tokenizer.encode("\x0bheart").ids != tokenizer.encode("heart").ids
+
+
 def tokens_in_text(tokenizer: Tokenizer) -> None:
     tokenizer.add_tokens([AddedToken("heart")])
 
@@ -209,6 +223,8 @@ def tokens_in_text(tokenizer: Tokenizer) -> None:
         (other_cuts, "text is cut elsewhere"),
         (no_cuts, "text is cut elsewhere"),
         (first_word_differs, "the first word is cut otherwise"),
+        (first_word_differs_deep_down, "the first word is cut otherwise"),
+        (first_character_may_go, "the first word is cut otherwise"),
         (tokens_in_text, "tokens are looked for"),
     ],
 )
@@ -231,3 +247,4 @@ def test_what_the_library_gives_up_on_is_named_and_forgotten(tmp_path: Path) -> 
         with pytest.raises(ValueError, match="UNK"):
             cached.encode(["heart lung blood"])
         assert_same(cached, tokenizer, ["heart blood heart"])
+    assert fastest(tokenizer, ["heart blood", "lung"])[1].name == "word-cache"

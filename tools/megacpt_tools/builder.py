@@ -29,8 +29,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from pathlib import Path
+from itertools import accumulate, islice
+from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 from pydantic import BaseModel, ValidationError
 
+from megacpt import __version__
 from megacpt.data.hash_split import TEXT_HASH, hashes_of, is_held_out
 from megacpt.data.manifest import (
     FILE_NAME,
@@ -357,6 +358,8 @@ class _State(BaseModel):
     num_held_out: int = 0
     """Documents held out of those blocks."""
     num_tokens: int = 0
+    total: _SourceTally = _SourceTally()
+    """The sum of the tallies, for each block asks for it and there may be a million sources."""
     tallies: dict[int, _SourceTally] = {}
     removed: list[tuple[int, int]]
     shards: dict[Part, list[ShardRecord]]
@@ -383,7 +386,8 @@ class _Build:
         self._options = options
         self._dtype = dtype_for(tokenizer.vocab_size)
         self._open: dict[Part, _OpenShard] = {}
-        described = repr((inputs.BLOCK_BYTES, sources, tokenizer.model_dump_json(), options))
+        self._begins = [*accumulate((source.size_bytes for source in sources), initial=0)]
+        described = repr((__version__, inputs.BLOCK_BYTES, sources, tokenizer.model_dump_json(), options))
         self.state = _State(
             build=hashlib.sha256(described.encode()).hexdigest(),
             removed=[(0, 0)] * len(options.where),
@@ -406,19 +410,22 @@ class _Build:
         folders = [self.folder(part) for part in self._options.parts]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folders[0], os.O_RDONLY)
+        shared = fcntl.LOCK_SH if self._options.num_slices > 1 else fcntl.LOCK_EX
+        locks: list[int] = []
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            hint = "Wait for it, or name another folder. Jobs that share an input have a --shard-index each."
-            raise DataError("another build writes into this folder", where=str(folders[0]), hint=hint) from None
-        except OSError:
-            pass
-        try:
+            for folder, kind in {self._output: shared, folders[0]: fcntl.LOCK_EX}.items():
+                locks.append(os.open(folder, os.O_RDONLY))
+                try:
+                    fcntl.flock(locks[-1], kind | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    hint = "Wait for it, or name another folder. Jobs that share an input have a --shard-index each."
+                    raise DataError("another build writes into this folder", where=str(folder), hint=hint) from None
+                except OSError:
+                    pass
             yield
         finally:
-            os.close(lock)
+            for lock in locks:
+                os.close(lock)
             for folder in (*folders, folders[0].parent, self._output):
                 if folder.is_relative_to(self._output):
                     with suppress(OSError):
@@ -472,11 +479,11 @@ class _Build:
         state.num_documents = 0
         state.num_held_out += int(is_held_out.sum())
         state.num_tokens += block.ids.size
-        tally = state.tallies.setdefault(source, _SourceTally())
-        tally.lines += block.num_lines
-        tally.documents += block.num_documents
-        tally.empty += block.num_empty
-        tally.bad += len(block.faults)
+        for tally in (state.total, state.tallies.setdefault(source, _SourceTally())):
+            tally.lines += block.num_lines
+            tally.documents += block.num_documents
+            tally.empty += block.num_empty
+            tally.bad += len(block.faults)
         state.removed = [
             (documents + int(more), num_bytes + int(more_bytes))
             for (documents, num_bytes), (more, more_bytes) in zip(state.removed, block.removed, strict=True)
@@ -488,9 +495,8 @@ class _Build:
         Raises:
             DataError: there is one too many.
         """
-        num_bad = sum(tally.bad for tally in self.state.tallies.values())
         num_lines = self.state.tallies.get(source, _SourceTally()).lines
-        for number, fault in enumerate(tokenized.faults, start=num_bad):
+        for number, fault in enumerate(tokenized.faults, start=self.state.total.bad):
             where = block.where(num_lines, fault.line)
             error = DataError(fault.message, where=where, found=fault.found, hint=fault.hint)
             if number == max_bad_lines:
@@ -500,12 +506,10 @@ class _Build:
             yield error
 
     def progress(self, source: int, block: Block) -> BuildProgress:
-        sizes = [source.size_bytes for source in self._sources]
-        tallies = self.state.tallies.values()
         return BuildProgress(
-            done_bytes=sum(sizes[:source]) + block.end,
-            total_bytes=sum(sizes),
-            documents=sum(tally.documents - tally.empty for tally in tallies),
+            done_bytes=self._begins[source] + block.end,
+            total_bytes=self._begins[-1],
+            documents=self.state.total.documents - self.state.total.empty,
             tokens=self.state.num_tokens,
         )
 
@@ -548,7 +552,7 @@ class _Build:
                     FilterRecord(where=where, removed_documents=documents, removed_bytes=num_bytes)
                     for where, (documents, num_bytes) in zip(options.where, state.removed, strict=True)
                 ),
-                slice=SliceRecord(index=options.index, num_slices=options.num_slices)
+                slice=SliceRecord(index=options.index, num_slices=options.num_slices, build=self._shared())
                 if options.num_slices > 1
                 else None,
             )
@@ -557,6 +561,12 @@ class _Build:
         for part in manifests:
             (self.folder(part) / UNFINISHED).unlink()
         return manifests
+
+    def _shared(self) -> str:
+        """What all slices of a build have in common: a hash of the names and sizes of the input, and of the options."""
+        files = [(PurePosixPath(source.path).name, source.size_bytes) for source in self._sources]
+        described = repr((files if self._options.divide_input else None, replace(self._options, index=0, engine=None)))
+        return hashlib.sha256(described.encode()).hexdigest()
 
     def interrupt(self) -> None:
         """Leave whole shards for the next build, and nothing if there are none."""
@@ -627,8 +637,7 @@ class _Build:
                 file.write(self.state.model_dump_json().encode())
 
     def _nothing_in(self, part: Part) -> DataError:
-        tallies = self.state.tallies.values()
-        num_documents = sum(tally.documents - tally.empty for tally in tallies)
+        num_documents = self.state.total.documents - self.state.total.empty
         if not num_documents:
             where = ", ".join(source.path for source in self._sources)
             return DataError("the input holds no documents with text", where=where)
@@ -678,11 +687,12 @@ def _joined(folder: Path, overwrite: bool) -> Manifest:
 
     def build_of(manifest: Manifest) -> tuple[Any, ...]:
         tokenizer = manifest.tokenizer.model_copy(update={"engine": None})
-        return tokenizer, manifest.split, [entry.where for entry in manifest.filters]
+        build = manifest.slice and manifest.slice.build
+        return tokenizer, manifest.split, [entry.where for entry in manifest.filters], build
 
     for name in names:
         if build_of(found[name]) != build_of(first):
-            hint = "Build all slices with the same options."
+            hint = "Build all slices of the same input with the same options."
             raise DataError(f"this slice was built otherwise than {first_name}", where=str(folder / name), hint=hint)
     slices = [(name, found[name]) for name in names]
     shards = tuple(
@@ -734,14 +744,12 @@ def _blocks_of_slice(sources: Sequence[Source], options: BuildOptions) -> Iterat
     The input's bytes are cut into equal slices; a block belongs to where it begins. A source that is read from front to
     back only is not divided.
     """
-    sizes = [max(source.size_bytes, 1) for source in sources]
-    total_bytes = sum(sizes)
+    *offsets, total_bytes = accumulate((max(source.size_bytes, 1) for source in sources), initial=0)
 
     def is_mine(begin: int) -> bool:
         return not options.divide_input or begin * options.num_slices // total_bytes == options.index
 
-    for number, source in enumerate(sources):
-        offset = sum(sizes[:number])
+    for number, (source, offset) in enumerate(zip(sources, offsets, strict=True)):
         if not source.is_divisible and not is_mine(offset):
             continue
 

@@ -23,9 +23,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, cast
 
 import orjson
 
@@ -382,6 +382,8 @@ def _sources(path: str) -> list[Source]:
         return [Source(path, 0, "")]
     found = _sources_at_url(path) if _is_url(path) else _local_sources(path)
     for source in found:
+        if (name := os.fsencode(source.path).decode(errors="backslashreplace")) != source.path:
+            raise DataError("the name of a file is not UTF-8", where=name, hint="Rename it.")
         if _kind(source.path) is None:
             hint = "Is it JSON lines? Name it .jsonl." if source.path.endswith(".json") else None
             raise DataError("the kind of file is unknown", where=source.path, expected=KNOWN_SUFFIXES, hint=hint)
@@ -395,17 +397,42 @@ def _local_sources(path: str) -> list[Source]:
             others = listed(other_files([path]))
             raise DataError("the folder holds no input files", where=path, found=others, expected=KNOWN_SUFFIXES)
     else:
-        files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+        files = [path] if os.path.isfile(path) else sorted(filter(_is_file, glob.glob(path, recursive=True)))
     if not files:
         raise DataError("there is no such input file", where=path)
+    for file in files:
+        if not os.path.exists(file):
+            raise DataError("the link leads nowhere", where=file, found=os.readlink(file), hint="Mend or remove it.")
     states = map(os.stat, files)
     return [Source(file, state.st_size, str(state.st_mtime_ns)) for file, state in zip(files, states, strict=True)]
 
 
 def _files_below(folder: str) -> list[Path]:
-    """The files below a folder in order, but for what is hidden: .git, .ipynb_checkpoints, .cache of the hub."""
-    below = (path for path in Path(folder).rglob("*") if path.is_file())
-    return sorted(path for path in below if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    """The files below a folder in order, but for what is hidden: .git, .ipynb_checkpoints, .cache of the hub.
+
+    Links are followed; a folder that they lead to in several ways is read once.
+
+    Raises:
+        DataError: a folder that cannot be read.
+    """
+    files: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        is_new = (real := os.path.realpath(parent)) not in seen
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".") if is_new else []
+        paths = (Path(parent, name) for name in names if is_new and name[0] != ".")
+        files += filter(_is_file, paths)
+    return sorted(files)
+
+
+def _is_file(path: str | Path) -> bool:
+    """Whether it is a file, or a link that leads nowhere: who means the file should hear of it."""
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise DataError("the folder cannot be read", where=error.filename, found=error.strerror)
 
 
 def listed(counts: Mapping[str, int]) -> str | None:
@@ -419,10 +446,18 @@ def _sources_at_url(url: str) -> list[Source]:
     with _store_errors(url):
         system, path = fsspec.core.url_to_fs(url)
         if system.isdir(path):
-            files = [file for file in sorted(system.find(path)) if _kind(file) is not None]
+            below = (file for file in sorted(system.find(path)) if _kind(file) is not None)
+            files = [file for file in below if "/." not in file.removeprefix(path.rstrip("/"))]
+        elif glob.has_magic(path):
+            entries = system.glob(path, detail=True)
+            files = sorted(file for file, entry in entries.items() if entry["type"] != "directory")
         else:
-            files = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.exists(path) else []
+            files = [path] if system.exists(path) else []
         found = [Source(system.unstrip_protocol(file), system.size(file), system.ukey(file)) for file in files]
+    for source in found:
+        if source.size_bytes is None:
+            hint = "Download it first."
+            raise DataError("the store does not say how large the file is", where=source.path, hint=hint)
     if not found:
         raise DataError("there are no input files here", where=url, expected=KNOWN_SUFFIXES)
     return found
@@ -488,7 +523,7 @@ def _read_parquet(
             open_binary(source.path) as opened,
             parquet.ParquetFile(opened, memory_map=False, pre_buffer=False) as file,
         ):
-            _check_column(text_key, file.schema_arrow.names, source.path)
+            _check_columns(text_key, columns, file.schema_arrow.names, source.path)
             names = [name for name in dict.fromkeys([text_key, *columns]) if name in file.schema_arrow.names]
             ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
 
@@ -499,8 +534,9 @@ def _read_parquet(
                 if not is_wanted(place(num_rows)):
                     continue
                 for batch in file.iter_batches(_ROWS, row_groups=[group], columns=names):
-                    begin, num_rows = num_rows, num_rows + batch.num_rows
-                    yield Rows(source.path, place(begin), place(num_rows), pyarrow.Table.from_batches([batch]))
+                    for table in _parts_of(pyarrow.Table.from_batches([batch])):
+                        begin, num_rows = num_rows, num_rows + table.num_rows
+                        yield Rows(source.path, place(begin), place(num_rows), table)
     except pyarrow.ArrowException as error:
         raise DataError("the file cannot be read as parquet", where=source.path, found=error) from None
 
@@ -518,14 +554,37 @@ def _read_dataset(source: Source, text_key: str, columns: Sequence[str]) -> Iter
             name, config or None, split=split or "train", revision=revision or None, streaming=True
         )
         for table in dataset.with_format("arrow").iter(_ROWS):
-            _check_column(text_key, table.column_names, source.path)
+            _check_columns(text_key, columns, table.column_names, source.path)
             names = [name for name in dict.fromkeys([text_key, *columns]) if name in table.column_names]
-            yield Rows(source.path, 0, 0, table.select(names))
+            yield from (Rows(source.path, 0, 0, part) for part in _parts_of(table.select(names)))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError("the dataset cannot be read", where=source.path, found=error) from None
 
 
-def _check_column(text_key: str, names: Sequence[str], path: str) -> None:
+def _parts_of(table: pyarrow.Table) -> Iterator[pyarrow.Table]:
+    """A table in parts of about a block of bytes, or of one row; copies, for a slice is pickled with all the table."""
+    num_parts = min(-(-table.nbytes // BLOCK_BYTES), table.num_rows)
+    if num_parts < 2:
+        yield table
+        return
+    ends = [table.num_rows * part // num_parts for part in range(num_parts + 1)]
+    for begin, end in pairwise(ends):
+        yield _copied(table.slice(begin, end - begin))
+
+
+def _copied(table: pyarrow.Table) -> pyarrow.Table:
+    import pyarrow
+
+    content = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(content, table.schema) as stream:
+        stream.write_table(table)
+    return pyarrow.ipc.open_stream(content.getvalue()).read_all()
+
+
+def _check_columns(text_key: str, columns: Sequence[str], names: Sequence[str], path: str) -> None:
+    for name in (text_key, *columns):
+        if names.count(name) > 1:
+            raise DataError(f"the file has several columns {name!r}", where=path, found=", ".join(names))
     if text_key not in names:
         hint = "Name the column of the text with --text-key."
         raise DataError(f"the file has no column {text_key!r}", where=path, found=", ".join(names), hint=hint)

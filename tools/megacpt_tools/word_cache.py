@@ -57,7 +57,7 @@ class WordCacheTokenizer(FasterTokenizer):
             raise ValueError("tokens are looked for in the text before it is cut")
         without = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
         self._library = Tokenizer.from_str(json.dumps(description | without | {"added_tokens": []}))
-        self._words = _words_of(self._library.pre_tokenizer)
+        self._words = _words_of(self._library.pre_tokenizer, description.get("normalizer") is not None)
         self._normalized = _normalized_by(tokenizer, self._words)
         self._known = _KnownWords(self._library)
 
@@ -106,12 +106,11 @@ class _KnownWords(dict[str, int]):
         return self._ids[ranges(starts, lengths)], lengths
 
 
-def _words_of(pre_tokenizer: Any) -> Callable[[str], list[str]]:
+def _words_of(pre_tokenizer: Any, is_normalized: bool) -> Callable[[str], list[str]]:
     """What cuts text at places where this pre-tokenizer cuts too, into words that it treats as if each were a text."""
-    described: dict[str, Any] = {"type": "none"} if pre_tokenizer is None else json.loads(pre_tokenizer.__getstate__())
-    steps = described["pretokenizers"] if described["type"] == "Sequence" else [described]
-    first, *rest = steps
-    if any(step.get("prepend_scheme") == "first" for step in rest):
+    first, *rest = _steps({"type": "none"} if pre_tokenizer is None else json.loads(pre_tokenizer.__getstate__()))
+    # The library asks where the first word began before text was normalised: what lost its first character has none.
+    if any(step.get("prepend_scheme") == "first" for step in ([first, *rest] if is_normalized else rest)):
         raise ValueError("the first word is cut otherwise than the others")
     if first["type"] in _WORDS:
         return re.compile(_WORDS[first["type"]]).findall
@@ -119,6 +118,11 @@ def _words_of(pre_tokenizer: Any) -> Callable[[str], list[str]]:
         space = first["replacement"]
         return lambda text: _words_after_spaces(text, space)
     raise ValueError("text is cut elsewhere than at spaces")
+
+
+def _steps(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer in their order; a sequence may stand in another."""
+    return list(chain.from_iterable(map(_steps, described.get("pretokenizers", ())))) or [described]
 
 
 def _words_after_spaces(text: str, space: str) -> list[str]:
