@@ -74,6 +74,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     # What to continue, if anything; refused before anything large is built.
     folder = resume.run_folder(recipe)
     preflight.check_writable(folder)
+    if is_main:
+        preflight.check_wandb(recipe)
     channel = Channel()
     checkpoint = resume.choose_checkpoint(start.resume, folder, channel)
     saved = resume.check_continues(resolved, checkpoint, start.accepted) if checkpoint else None

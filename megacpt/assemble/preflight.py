@@ -32,6 +32,7 @@ from megacpt.model.blueprint import Blueprint
 from megacpt.model.fill import WeightSource
 from megacpt.model.probe import probe
 from megacpt.observe.log import logger, warn_once
+from megacpt.observe.sinks import import_wandb
 from megacpt.parallel.slices import Slice
 from megacpt.recipe import Architecture, Recipe, Resolved, checkpoint_bytes, num_checkpoints
 from megacpt.units import counted, rounded_bytes
@@ -128,6 +129,16 @@ def check_writable(folder: Path) -> None:
             found=f"{error.strerror}, on {socket.gethostname()}",
             hint="Set logging.folder to a place of yours on a disk that all nodes share.",
         ) from error
+
+
+def check_wandb(recipe: Recipe) -> None:
+    """Import wandb, if the recipe asks for it: for rank 0, which alone uses it.
+
+    Raises:
+        LaunchError: it is not installed.
+    """
+    if recipe.logging.wandb is not None:
+        import_wandb(recipe.where("logging.wandb"))
 
 
 def check_disk(resolved: Resolved, architecture: Architecture, folder: Path, channel: Channel) -> None:
@@ -252,6 +263,12 @@ def _disk(run: _Run) -> str:
     return "room for the checkpoints"
 
 
+def _logging(run: _Run) -> str:
+    check_wandb(run.recipe)
+    kinds = {"TensorBoard": run.recipe.logging.tensorboard, "Weights & Biases": run.recipe.logging.wandb is not None}
+    return ", ".join(["JSON lines", *(kind for kind, is_on in kinds.items() if is_on)])
+
+
 CHECKS: Mapping[str, Callable[[_Run], str]] = {
     "model": _model,
     "rope": _rope,
@@ -262,6 +279,7 @@ CHECKS: Mapping[str, Callable[[_Run], str]] = {
     "epochs": _epochs,
     "insertions": _insertions,
     "disk": _disk,
+    "logging": _logging,
 }
 """Name -> a check that says what it found, warns by the log, or raises what the user has to mend."""
 

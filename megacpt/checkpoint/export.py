@@ -64,7 +64,12 @@ def export(
         raise CheckpointError("the folder to export to is not empty", where=str(target), hint="Name a new one.")
     stored = StoredState(checkpoint)
     if kind not in stored.kinds:
-        raise CheckpointError(f"the checkpoint holds no {kind}", where=str(checkpoint), hint="Was it kept by the run?")
+        raise CheckpointError(
+            f"the checkpoint holds no {kind}",
+            where=str(checkpoint),
+            found=", ".join(stored.kinds),
+            hint="A run keeps an average with optimizer.average_decay.",
+        )
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

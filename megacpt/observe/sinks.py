@@ -11,7 +11,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import orjson
@@ -180,6 +182,23 @@ class TensorBoard:
             self._writer.add_scalar(name, value, global_step=record.step)
 
 
+def import_wandb(where: str = "logging.wandb") -> ModuleType:
+    """The package, which is only needed where it is asked for.
+
+    Raises:
+        LaunchError: it is not installed.
+    """
+    try:
+        return import_module("wandb")
+    except ImportError as error:
+        raise LaunchError(
+            "Weights & Biases was asked for, but wandb cannot be imported",
+            where=where,
+            found=error,
+            hint="Run pip install 'megacpt[wandb]', or take logging.wandb out of the recipe.",
+        ) from error
+
+
 class Wandb:
     """Scalars and the recipe in Weights & Biases.
 
@@ -192,25 +211,26 @@ class Wandb:
         config: the recipe, as plain values.
 
     Raises:
-        LaunchError: if wandb is not installed.
+        LaunchError: if wandb is not installed, or does not take the run: no key, no network.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise LaunchError(
-                "Weights & Biases was asked for, but wandb is not installed",
-                where="logging.wandb",
-                hint="Run pip install 'megacpt[wandb]', or take logging.wandb out of the recipe",
-            ) from error
+        wandb = import_wandb()
         folder.mkdir(parents=True, exist_ok=True)
         id_file = folder / "wandb_id"
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(8), encoding="utf-8")
         run_id = id_file.read_text(encoding="utf-8").strip()
         defaults = {"name": folder.name, "dir": str(folder), "id": run_id, "resume": "allow", "config": dict(config)}
-        self._run = wandb.init(**(defaults | dict(settings)))
+        try:
+            self._run = wandb.init(**(defaults | dict(settings)))
+        except wandb.Error as error:
+            raise LaunchError(
+                "Weights & Biases does not take the run",
+                where="logging.wandb",
+                found=str(error).partition("\n")[0].removesuffix("."),
+                hint="Set WANDB_API_KEY or call `wandb login`; or take logging.wandb.mode: offline.",
+            ) from error
 
     def write_step(self, record: StepRecord) -> None:
         """Log the scalars of a step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,6 +138,13 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(LaunchError, match=r"runs/new: the run folder cannot be written \(found Not a directory, on "):
         preflight.check_writable(tmp_path / "runs" / "new")
+
+
+def test_wandb_that_is_asked_for_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    preflight.check_wandb(resolved(tmp_path).recipe)
+    with pytest.raises(LaunchError, match=r"^--set: logging\.wandb: .*pip install 'megacpt\[wandb\]'"):
+        preflight.check_wandb(resolved(tmp_path, "logging.wandb={project: p}").recipe)
 
 
 def findings(folder: Path, base: Path, *changes: str) -> dict[str, tuple[str, str]]:

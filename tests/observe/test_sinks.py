@@ -142,6 +142,8 @@ def test_tensorboard_hides_what_a_resumed_run_repeats(tmp_path: Path) -> None:
 class FakeWandb(types.ModuleType):
     """Stands in for the wandb package: keeps what it was given."""
 
+    Error = ValueError
+
     def __init__(self) -> None:
         super().__init__("wandb")
         self.given: list[dict[str, Any]] = []
@@ -187,4 +189,15 @@ def test_a_run_that_raises_closes_all_its_sinks(tmp_path: Path, monkeypatch: pyt
 def test_a_missing_wandb_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(LaunchError, match=r"logging\.wandb.*pip install 'megacpt\[wandb\]'"):
+        Wandb(tmp_path, {}, {})
+
+
+def test_a_run_that_wandb_does_not_take_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> FakeWandb:
+        raise FakeWandb.Error("No API key configured.\nMore lines.")
+
+    wandb = FakeWandb()
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(LaunchError, match=r"^logging\.wandb: .*found No API key configured\)\. Set WANDB_API_KEY"):
         Wandb(tmp_path, {}, {})

@@ -148,7 +148,7 @@ def test_what_a_run_inserted_is_what_is_looked_for(
     run = write_run(tmp_path / "run")
     save_checkpoint(run, 4)
     assert cli.main(["probe", str(run)]) == USER_ERROR
-    assert "insertions.jsonl" in capsys.readouterr().err
+    assert "--probes: the run inserted nothing" in capsys.readouterr().err
     assert cli.main(["probe", str(folder)]) == USER_ERROR
     assert "--probes: a model alone does not say what to look for" in capsys.readouterr().err
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megacpt.errors import ModelError
+
+OPTIONS = {"scale": "residual", "share": "lerp", "weights": "average"}
+"""Option -> the kind of merge that uses it."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -27,8 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="the folder to write; new or empty"
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="with --residual (1)")
-    parser.add_argument("--share", type=float, default=0.5, help="with --lerp (0.5)")
+    parser.add_argument("--scale", type=float, help="with --residual (1)")
+    parser.add_argument("--share", type=float, help="with --lerp (0.5)")
     parser.add_argument(
         "--weights", type=float, nargs="+", metavar="W", help="with --average: one for each (equal ones)"
     )
@@ -39,12 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
     from megacpt.checkpoint.merge import average, lerp, merge, residual
     from megacpt_tools.progress import tensor_progress
 
+    for option, kind in OPTIONS.items():
+        if getattr(arguments, option) is not None and not getattr(arguments, kind):
+            raise ModelError("this kind of merge does not use the option", where=f"--{option}", expected=f"--{kind}")
     if arguments.residual:
         trained, instruct, base = arguments.residual
-        terms, files_from = residual(trained, instruct, base, arguments.scale), instruct
+        terms, files_from = (
+            residual(trained, instruct, base, 1.0 if arguments.scale is None else arguments.scale),
+            instruct,
+        )
     elif arguments.lerp:
         base, trained = arguments.lerp
-        terms, files_from = lerp(base, trained, arguments.share), trained
+        terms, files_from = lerp(base, trained, 0.5 if arguments.share is None else arguments.share), trained
     else:
         terms, files_from = average(arguments.average, arguments.weights), arguments.average[-1]
     with tensor_progress("merging") as progress:

@@ -138,6 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         checkpoint = find_checkpoint(arguments.model)
         run_folder, tokens = checkpoint.parent.parent, int(read_state(checkpoint)["tokens"])
+        if arguments.probes is None and not (run_folder / INSERTIONS_FILE).is_file():
+            raise DataError(
+                "the run inserted nothing that could be looked for", where="--probes", expected="a file of probes"
+            )
         probes = read_probes(arguments.probes or run_folder / INSERTIONS_FILE)
         if arguments.base:
             keep(run_folder, 0, measure(arguments.base, probes, arguments.prefix_tokens, seen_tokens=0))
