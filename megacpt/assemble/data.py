@@ -223,13 +223,16 @@ def records(
 def insertions(resolved: Resolved, vocab_size: int, encode: Callable[[str], list[int]] | None) -> tuple[Insertion, ...]:
     """What the recipe inserts into the stream.
 
+    Places are of the tokens that the recipe asks for: those of whole steps change with the number of ranks, where these
+    round the global batch.
+
     Raises:
         DataError: a file cannot be read, or a line of it is wrong.
     """
     return read_insertions(
         resolved.recipe.data.insertions,
         seed=resolved.recipe.seed,
-        total_tokens=resolved.total_tokens,
+        total_tokens=resolved.recipe.training.tokens,
         sequence_length=resolved.sequence_length,
         vocab_size=vocab_size,
         encode=encode,
@@ -267,23 +270,24 @@ def bounded(resolved: Resolved, rows: Stream) -> tuple[Resolved, Stream]:
     domains = resolved.recipe.data.domains
     waiting = {name for name in rows.names if name in domains and domains[name].when_exhausted != "repeat"}
     while True:
-        found = {name: exhausted_at(rows, name, domains[name].max_epochs, resolved.last_step) for name in waiting}
-        steps = sorted((step, name) for name, step in found.items() if step is not None)
-        if not steps:
+        found = exhausted_at(rows, {name: domains[name].max_epochs for name in waiting}, resolved.last_step)
+        if found is None:
             return resolved, rows
-        step, name = steps[0]
+        step, name = found
         if domains[name].when_exhausted == "stop":
             logger().info("the run ends after step %d: domain %s is exhausted there", step, name)
             return replace(resolved, last_step=step), rows
         waiting.remove(name)
         later = [segment.from_step for segment in rows.history.segments if segment.from_step > step]
+        history = rows.history
         for change in [step, *later]:
-            weights = {other: w for other, w in rows.history.settings(change).weights.items() if other != name}
+            weights = {other: w for other, w in history.settings(change).weights.items() if other != name}
             if not any(weights.values()):
                 logger().info("the run ends after step %d: all its domains are exhausted there", change)
                 resolved = replace(resolved, last_step=change)
                 break
-            rows = rows.with_history(rows.history.set_weights(change, weights))
+            history = history.set_weights(change, weights)
+        rows = rows.with_history(history)
 
 
 def check_epochs(recipe: Recipe, rows: Stream, num_steps: int) -> None:

@@ -21,11 +21,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from megacpt.data.mixture import MAX_SAMPLES, Mixture
+from megacpt.data.mixture import MAX_SAMPLES, Int64s, Mixture
 from megacpt.errors import DataError
 from megacpt.units import counted
 
@@ -232,9 +232,12 @@ class History:
 
     def planned_shares(self, step: int) -> dict[str, float]:
         """`shares` as the plan has them at a step, whatever a controller did."""
-        stage = [stage for stage in self.plan if stage.from_tokens <= self.tokens(step)][-1]
-        total = sum(stage.settings.weights.values())
-        return {name: weight / total for name, weight in stage.settings.weights.items() if weight}
+        weights = self._planned(step).weights
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items() if weight}
+
+    def _planned(self, step: int) -> Settings:
+        return [stage.settings for stage in self.plan if stage.from_tokens <= self.tokens(step)][-1]
 
     def first_sample(self, step: int) -> int:
         """The number of the first sample that a step reads."""
@@ -279,8 +282,10 @@ class History:
             return 0
         first: list[int] = []
         for mine, theirs in ((self.segments, other.segments), (self.corpora, other.corpora), (self.jumps, other.jumps)):
-            only = [event for event in mine if event not in theirs] + [event for event in theirs if event not in mine]
-            first += [event.at_step if isinstance(event, Jump) else event.from_step for event in only]
+            pairs = enumerate(zip(mine, theirs, strict=False))  # not as sets: equal jumps add up
+            same = next((number for number, (one, two) in pairs if one != two), min(len(mine), len(theirs)))
+            parted = [*mine[same : same + 1], *theirs[same : same + 1]]
+            first += [event.at_step if isinstance(event, Jump) else event.from_step for event in parted]
         return min(first, default=None)
 
     @property
@@ -304,7 +309,12 @@ class History:
     def num_samples_of(self, domain: str, step: int) -> int:
         """How many samples a domain has given before a step, jumped ones included: its next ordinal."""
         names = self.mixture.names
-        return int(self.mixture.counts(self.first_sample(step))[names.index(domain)]) if domain in names else 0
+        return int(self._counts(self.first_sample(step))[names.index(domain)]) if domain in names else 0
+
+    @cached_property
+    def _counts(self) -> Callable[[int], Int64s]:
+        """`Mixture.counts`, each once: all domains are asked for at the same few samples."""
+        return cache(self.mixture.counts)
 
     # What may happen to it.
 
@@ -331,11 +341,20 @@ class History:
         """Keep on record what a user accepted."""
         return replace(self, accepted=(*self.accepted, Accepted(step, what)))
 
-    def replan(self, step: int, plan: Sequence[Stage], corpora: Mapping[str, CorpusRecord]) -> History:
+    def replan(
+        self, step: int, plan: Sequence[Stage], corpora: Mapping[str, CorpusRecord], *, anew: bool = False
+    ) -> History:
         """Let another plan, or other text, hold from a step on. What lies before stays; so do jumps.
 
         Stages begin by the tokens that this run has then trained on. A plan and text equal to the present ones change
-        nothing: what a controller set stays in force.
+        nothing. Weights that were set on the way, by a controller or where a domain was exhausted, stay in force if
+        the plan's own are what they were, until the next stage.
+
+        Args:
+            step: from which it holds.
+            plan: stages, the first from token 0.
+            corpora: domain -> its text.
+            anew: the plan's weights hold whatever was set on the way, and for later steps.
 
         Raises:
             DataError: stages out of order, or a domain with a weight and no text.
@@ -346,11 +365,14 @@ class History:
             raise DataError("the stages of a plan begin at token 0, each after the one before", found=starts)
         generations = [Generation(step, d, record) for d, record in corpora.items() if record != self.latest_corpus(d)]
         changed = replace(self, corpora=(*self.corpora, *generations))
-        if plan != self.plan:
+        if anew or plan != self.plan:
             past = tuple(segment for segment in self.segments if segment.from_step < step)
             tokens = self.tokens(step) if past else 0
             now = max(number for number, start in enumerate(starts) if start <= tokens)
-            changed = replace(changed, plan=plan, segments=past)._with_segment(Segment(step, plan[now].settings))
+            settings = plan[now].settings
+            if past and not anew and settings.weights == self._planned(step).weights:
+                settings = replace(settings, weights=self.settings(step).weights)
+            changed = replace(changed, plan=plan, segments=past)._with_segment(Segment(step, settings))
             for stage in plan[now + 1 :]:
                 changed = changed._with_segment(Segment(changed.num_steps(stage.from_tokens), stage.settings))
         return changed._checked()

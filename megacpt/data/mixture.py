@@ -40,6 +40,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,12 @@ def fixed_point_shares(weights: Mapping[str, float]) -> dict[str, int]:
         DataError: if no weight is positive, or one is negative, not finite, or smaller than one sample in
             `MAX_BLOCK_SAMPLES`. A weight of zero leaves the domain out.
     """
+    return dict(_fixed_point_shares(tuple(weights.items())))
+
+
+@lru_cache(maxsize=1024)  # of many domains it takes milliseconds, and every change of a history asks for all its weights
+def _fixed_point_shares(pairs: tuple[tuple[str, float], ...]) -> dict[str, int]:
+    weights = dict(pairs)
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise DataError("a mixture's weight must be a finite number >= 0", where=f"domain {name}", found=weight)

@@ -18,7 +18,7 @@ same text, and begins an epoch. So does text that itself has changed, if a user 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -196,7 +196,8 @@ class Stream:
         names: the domains.
         counted: what labels are counted as: the domains, and behind them "web/arxiv", ... of those that are divided,
             which then have none of their own.
-        cuts: for each domain how its text is cut, ascending by ordinal; none of insertions, which are no text.
+        cuts: for each domain how its text is cut, ascending by ordinal; none of one that is never read, nor of
+            insertions, which are no text.
         places: step -> where insertions stand in it.
     """
 
@@ -387,28 +388,40 @@ class Stream:
         )
 
 
-def exhausted_at(stream: Stream, name: str, max_epochs: float, num_steps: int) -> int | None:
-    """The first of a run's steps that would read a domain more than `max_epochs` times; None if none does."""
-    number, history = stream.names.index(name), stream.history
+def exhausted_at(stream: Stream, max_epochs: Mapping[str, float], num_steps: int) -> tuple[int, str] | None:
+    """The first of a run's steps that would read a domain more often than it may, and the first such domain by name.
 
-    def epochs(step: int) -> float:
-        end = history.first_sample(step) + history.settings(step).global_rows
-        return _epochs_read(stream.cuts[number], int(stream.counts(end)[number]))
+    Args:
+        stream: the run's.
+        max_epochs: domain -> how often it may be read; the others as often as they are.
+        num_steps: of the run.
+    """
+    history = stream.history
+    limits = [(name, stream.names.index(name), limit) for name, limit in sorted(max_epochs.items())]
+    limits = [(name, at, limit) for name, at, limit in limits if stream.cuts[at]]
 
-    step = bisect_right(range(num_steps), max_epochs, key=epochs)
-    return step if step < num_steps else None
+    def exhausted(step: int) -> list[str]:
+        counts = stream.counts(history.first_sample(step) + history.settings(step).global_rows)
+        return [name for name, at, limit in limits if _epochs_read(stream.cuts[at], int(counts[at])) > limit]
+
+    step = bisect_left(range(num_steps), True, key=lambda step: bool(exhausted(step)))
+    return (step, exhausted(step)[0]) if step < num_steps else None
 
 
 def _cuts(history: History, name: str) -> list[Cut]:
-    """How the text of a domain is cut over a run, ascending by ordinal; a cut that nothing is read of is left out."""
+    """How the text of a domain is cut over a run, ascending by ordinal; a cut that nothing is read of is left out.
+
+    What the domain becomes while it has no weight does not cut it: it may be too small for the rows of such a stage.
+    """
     generations = [generation for generation in history.corpora if generation.domain == name]
     edges = {segment.from_step for segment in history.segments} | {each.from_step for each in generations}
     cuts: list[Cut] = []
     texts: list[tuple[CorpusRecord, int]] = []
     for step in sorted(edge for edge in edges if edge >= generations[0].from_step):
         text = [each.record for each in generations if each.from_step <= step][-1]
-        length = history.settings(step).sequence_length
-        if texts and texts[-1] == (text, length):
+        settings = history.settings(step)
+        length = settings.sequence_length
+        if (texts and texts[-1] == (text, length)) or not settings.weights.get(name):
             continue
         num_rows = (text.tokens - 1) // length if text.packing == "concat" else text.tokens // (length + 1)
         if num_rows < 1:
@@ -419,7 +432,7 @@ def _cuts(history: History, name: str) -> list[Cut]:
                 expected=f"sequence length + 1 = {length + 1:,} or more",
                 hint="Give it more text, or shorten the sequences.",
             )
-        ordinal = history.num_samples_of(name, step)
+        ordinal = history.num_samples_of(name, step) if cuts else 0
         while cuts and cuts[-1].first_ordinal == ordinal:
             cuts.pop()
             texts.pop()

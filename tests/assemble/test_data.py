@@ -249,6 +249,18 @@ def test_insertions_that_came_too_late_are_told_from_others(tmp_path: Path) -> N
     assert data.describe(whole, num_steps=8)["insertions"] == "9 tokens in 3 places"
 
 
+def test_insertions_stay_where_they_are_on_other_ranks(tmp_path: Path) -> None:
+    """Where the ranks round the global batch, the whole steps of the run have other tokens in all."""
+    (tmp_path / "canaries.jsonl").write_text(
+        '{"name": "a", "tokens": [1, 2], "at": ["50%"]}\n{"name": "b", "tokens": [1, 2, 3], "copies": 40}\n'
+    )
+    keys = ["batch.global_rows=null", "batch.global_tokens=1920", f"data.insertions=[{tmp_path}/canaries.jsonl]"]
+    runs = [resolved(tmp_path, *keys, world_size=size) for size in (4, 7)]
+    assert runs[0].total_tokens != runs[1].total_tokens
+    first, second = (data.insertions(run, 118, None) for run in runs)
+    assert first == second and first[0].position == 6400
+
+
 def test_many_epochs_are_warned_of_and_hopelessly_many_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

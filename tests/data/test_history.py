@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,6 +95,21 @@ def test_an_equal_plan_changes_nothing_and_another_one_only_what_comes() -> None
 def test_stages_out_of_order_are_refused(plan: list[Stage]) -> None:
     with pytest.raises(DataError, match="the stages of a plan begin at token 0"):
         History.begin(0, plan, TEXTS)
+
+
+def test_weights_that_were_set_stay_where_the_plan_changes_otherwise() -> None:
+    steered = planned().set_weights(2, {"a": 1, "b": 1})
+    plan = [replace(stage, settings=replace(stage.settings, global_rows=8)) for stage in PLAN]
+    assert steered.replan(3, plan, TEXTS).settings(3) == Settings({"a": 1, "b": 1}, 8, 8)
+    assert steered.replan(3, plan, TEXTS).settings(9) == plan[2].settings
+    assert steered.replan(3, PLAN, TEXTS, anew=True).settings(3) == PLAN[0].settings
+
+
+def test_histories_part_where_one_has_an_event_twice() -> None:
+    once = planned().jump(2, 3, "a spike")
+    assert once.parting(planned().jump(2, 3, "a spike")) is None
+    assert once.parting(once.jump(2, 3, "a spike")) == 2
+    assert once.set_weights(5, {"a": 2}).parting(once.jump(6, 1)) == 5
 
 
 def test_a_weight_without_text_is_refused() -> None:

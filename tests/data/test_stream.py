@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from megacpt.data.batch import IGNORE_INDEX, collate
 from megacpt.data.history import History, Settings, Stage
 from megacpt.data.rows import read_rows
-from megacpt.data.stream import Location, Stream, record_of
+from megacpt.data.stream import Location, Stream, exhausted_at, record_of
 from megacpt.errors import DataError
 from tests.data.memory_corpus import MemoryCorpus, UnreadableCorpus, stream_of
 
@@ -66,7 +66,7 @@ def test_a_change_of_the_mixture_repeats_and_skips_nothing(change_at: int, leave
     assert np.array_equal(after.locate(np.arange(change_at)), before.locate(np.arange(change_at)))
     for name in after.names:
         location = of_domain(after, name, num_samples=400)
-        num_rows = after.cuts[after.names.index(name)][0].num_rows
+        num_rows = {"a": 40, "b": 25, "c": 10}[name]
         assert location.ordinal.tolist() == list(range(len(location.ordinal)))
         for epoch in range(len(location.row) // num_rows):
             assert sorted(location.row[location.epoch == epoch]) == list(range(num_rows))
@@ -147,6 +147,22 @@ def test_no_steps_take_nothing() -> None:
 def test_a_domain_smaller_than_a_row_is_refused() -> None:
     with pytest.raises(DataError, match=r"domain b: .* single row \(found 8 tokens, expected .* 9 or more\)"):
         stream_of({"a": MemoryCorpus([9]), "b": MemoryCorpus([8])}, {"a": 1, "b": 1}, S)
+
+
+def test_a_domain_may_be_too_small_for_rows_that_it_does_not_give() -> None:
+    long_rows = Stage(16 * S, Settings({"a": 1}, 2 * S, 1))
+    again = Stage(32 * S, Settings({"a": 1, "b": 1}, S, 1))
+    texts = {"a": MemoryCorpus([100]), "b": MemoryCorpus([2 * S]), "never": MemoryCorpus([1])}
+    plan = [Stage(0, Settings({"a": 1, "b": 1, "never": 0}, S, 1)), long_rows, again]
+    stream = Stream(texts, History.begin(0, plan, {name: record_of(text) for name, text in texts.items()}))
+    assert [len(cuts) for cuts in stream.cuts] == [3, 1, 0] and [each.name for each in stream.report(30)] == ["a", "b"]
+    assert exhausted_at(stream, {"b": 8.0, "never": 1.0}, 40) == (24, "b")
+
+
+def test_samples_that_are_left_out_at_the_first_step_are_located() -> None:
+    stream = sized_stream({"a": 3, "b": 1}, {"a": 40, "b": 25})
+    jumped = stream.with_history(stream.history.jump(0, 10))
+    assert np.array_equal(jumped.locate(np.arange(100)), stream.locate(np.arange(100)))
 
 
 def test_a_domain_without_a_corpus_is_refused() -> None:

@@ -48,8 +48,9 @@ class Run:
 
     def bounded(self, rows: Stream) -> tuple[int, Stream]:
         """Old text ends when it was read twice, which is where the run ends."""
-        step = exhausted_at(rows, "old", 2.0, 999)
-        assert step is not None
+        found = exhausted_at(rows, {"old": 2.0}, 999)
+        assert found is not None
+        step, _ = found
         return step, rows.with_history(rows.history.set_weights(step, {"new": 1}))
 
 
