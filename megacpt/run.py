@@ -103,7 +103,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
 
     def continued(checkpoint: Path, saved: Mapping[str, Any]) -> History:
         names = {name: corpus.shard_names for name, corpus in training.items()}
-        return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted, names)
+        return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted, names, recipe)
 
     def bounded(rows: Stream) -> tuple[int, Stream]:
         ending, rows = data.bounded(planned, rows)

@@ -107,8 +107,12 @@ def continued_history(
     checkpoint: Path,
     accepted: Sequence[str] = (),
     shard_names: Mapping[str, Sequence[str]] | None = None,
+    recipe: Recipe | None = None,
 ) -> History:
     """The data of a run that goes on: the checkpoint's history, and from its step on the recipe's plan if it changed.
+
+    The history also says where domains leave that will be exhausted. That is forgotten where it is no longer so: they
+    may be read more often or less, or have other text.
 
     Args:
         saved: the checkpoint's state.
@@ -118,11 +122,15 @@ def continued_history(
         accepted: keys whose change the user accepts; data.domains.NAME.shards accepts another text. What is accepted
             goes on record in the history.
         shard_names: domain -> what its shards are called, for messages.
+        recipe: the present one; None: its domains are exhausted when they were.
 
     Raises:
         CheckpointError: the text of a domain changed; all changes are named.
     """
     history, step = History.from_json(saved["data"]), saved["step"]
+    limited = _limited(recipe) if recipe else {}
+    anew = recipe is not None and limited != _limited(Recipe.model_validate(saved["recipe"]))
+    anew |= any(corpora[name] != history.latest_corpus(name) for name in limited if name in corpora)
     refused: dict[str, str] = {}
     for name, record in corpora.items():
         before = history.latest_corpus(name)
@@ -141,7 +149,17 @@ def continued_history(
             hint="Restore it. Or let it hold from here on: shards behind the others lengthen the epoch, any other "
             f"change of text repeats and skips some: {' '.join(f'--accept {key}' for key in refused)}.",
         )
-    return history.replan(step, plan, corpora)
+    return history.replan(step, plan, corpora, anew=anew)
+
+
+def _limited(recipe: Recipe) -> dict[str, tuple[float, str]]:
+    """Domain -> how often it may be read, and what follows, of those that are not read on."""
+    domains = recipe.data.domains.items()
+    return {
+        name: (domain.max_epochs, domain.when_exhausted)
+        for name, domain in domains
+        if domain.when_exhausted != "repeat"
+    }
 
 
 def _layout(resolved: Resolved) -> dict[str, int]:

@@ -335,13 +335,22 @@ def mixture_keys_are_used(recipe: Recipe) -> Violations:
 
 
 def controllers_see_what_they_mix(recipe: Recipe) -> Violations:
-    """A controller needs the base model's loss, held-out text of every trained domain, and domains to choose from."""
+    """A controller needs the base model's loss, held-out text of every trained domain, and domains to choose from; and
+    it alone says what is read."""
     mixture, controller = recipe.mixture, recipe.mixture.controller
     if controller == "static":
         return
     place = recipe.where("mixture.controller")
     trained = {name: domain for name, domain in recipe.data.domains.items() if domain.role != "anchor"}
     for name, domain in trained.items():
+        if domain.when_exhausted != "repeat":
+            yield RecipeError(
+                "when a domain is exhausted cannot be foreseen under a controller",
+                where=recipe.where(f"data.domains.{name}.when_exhausted"),
+                found=domain.when_exhausted,
+                expected="repeat",
+                hint="A controller keeps each domain within its max_epochs as long as any text is left.",
+            )
         if not domain.is_evaluated:
             yield RecipeError(
                 "a controller goes by held-out losses, so every trained domain needs held_out",

@@ -153,7 +153,8 @@ class DomainSection(Section):
 
     when_exhausted: Literal["repeat", "renormalise", "stop"] = "repeat"
     """What follows when the domain has been read `max_epochs` times. repeat: it is read on. renormalise: it leaves the
-    mixture, and the others share its tokens. stop: the run ends there; its schedules go on as if it did not."""
+    mixture, and the others share its tokens. stop: the run ends there; its schedules go on as if it did not. Under a
+    mixture controller, which heeds `max_epochs` itself, only repeat."""
 
     redraw: Literal["per_epoch", "fixed"] = "per_epoch"
     """per_epoch: each epoch has an order of its own. fixed: all have that of the first."""

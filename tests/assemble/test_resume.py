@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megacpt.assemble.data import plan
+from megacpt.assemble.data import bounded, plan
 from megacpt.assemble.resume import (
     FREE,
     _candidates,
@@ -21,10 +23,12 @@ from megacpt.assemble.resume import (
 from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.folder import STATE
 from megacpt.data.history import CorpusRecord, History, Settings
+from megacpt.data.stream import Stream, record_of
 from megacpt.errors import CheckpointError
 from megacpt.recipe import Resolved
 from tests.assemble.recipes import resolved
 from tests.checkpoint.states import save_checkpoint
+from tests.data.memory_corpus import MemoryCorpus
 
 TEXTS = {name: CorpusRecord(180, 9, "t", ("one", "two")) for name in ("law", "web")}
 
@@ -172,6 +176,31 @@ def test_an_edited_mixture_holds_from_the_checkpoint_on(tmp_path: Path) -> None:
     assert went_on.settings(4) == Settings({"law": 0.75, "web": 0.25}, 16, 8)
     assert went_on.settings(5) == Settings({"law": 0.5, "web": 0.5}, 16, 4)
     assert (went_on.first_sample(5), went_on.first_sample(6)) == (40, 44)
+
+
+def test_a_domain_that_may_be_read_more_often_leaves_later(tmp_path: Path) -> None:
+    """Law has 11 rows and gives 6 of 8 in a step; its end was planned by the recipe that wrote the checkpoint."""
+    leaves = "data.domains.law={max_epochs: %d, when_exhausted: renormalise}"
+    texts = {name: MemoryCorpus([20] * 9) for name in TEXTS}
+    records = {name: record_of(text) for name, text in texts.items()}
+
+    def leaving(now: Resolved, saved: dict[str, Any], records: dict[str, CorpusRecord]) -> tuple[int, dict[str, Any]]:
+        """The first step without law, and what the checkpoint of the run that goes on holds."""
+        accepted = ["data.domains.law.shards"]
+        history = continued_history(saved, plan(now), records, tmp_path, accepted, recipe=now.recipe)
+        _, rows = bounded(now, Stream(texts, history))
+        without = [step for step in range(99) if "law" not in rows.history.settings(step).weights]
+        return without[0], json.loads(json.dumps(state(now, rows.history, 5)))
+
+    was = resolved(tmp_path, leaves % 4)
+    saved = json.loads(json.dumps(state(was, History.begin(0, plan(was), records), 1)))
+    step, saved = leaving(was, saved, records)
+    assert (step, saved["step"]) == (7, 5)
+    assert leaving(was, saved, records)[0] == 7
+    assert leaving(resolved(tmp_path, leaves % 8), saved, records)[0] == 14
+    grown = records["law"].tokens * 2 - 1
+    more = records | {"law": replace(records["law"], tokens=grown, shards=("another",))}
+    assert leaving(was, saved, more)[0] > 7
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,10 @@ BROKEN: dict[Callable[..., Any], list[tuple[list[str], str]]] = {
     rules.controllers_see_what_they_mix: [
         (["mixture.controller=ddk"], "data.domains.web: a controller goes by held-out losses"),
         (
+            [HELD_OUT, "mixture.controller=ddk", "data.domains.web.when_exhausted=stop"],
+            "data.domains.web.when_exhausted: when a domain is exhausted cannot be foreseen",
+        ),
+        (
             [HELD_OUT, "mixture.controller=ddk", "evaluation.at_start=false"],
             "evaluation.at_start: a controller compares",
         ),
