@@ -74,7 +74,7 @@ def fixed_point_shares(weights: Mapping[str, float]) -> dict[str, int]:
     return dict(_fixed_point_shares(tuple(weights.items())))
 
 
-@lru_cache(maxsize=1024)  # of many domains it takes milliseconds, and every change of a history asks for all its weights
+@lru_cache(maxsize=1024)  # milliseconds for many domains, and a history that changes asks for all its weights
 def _fixed_point_shares(pairs: tuple[tuple[str, float], ...]) -> dict[str, int]:
     weights = dict(pairs)
     for name, weight in weights.items():
