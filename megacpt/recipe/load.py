@@ -313,6 +313,8 @@ def _expectation(problem: Any) -> str:
         return "a section of keys"
     if problem["type"] == "tuple_type":
         return "a list"
+    if problem["type"] == "string_pattern_mismatch":
+        return "letters, digits, - and _, with a letter or digit first"
     return problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
 
 

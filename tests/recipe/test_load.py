@@ -188,6 +188,7 @@ def test_every_mistake_is_reported_at_once(write: Write) -> None:
             "data.domains.lau.weight=3",
             "--set: data.domains.lau.role: this key is required. Did you mean the domain law?",
         ),
+        ("name=a/b", "--set: name: cannot use this value (found 'a/b', expected letters, digits, - and _, with a"),
         ("data.domains.law.held_out=null", "cannot use this value (found None, expected a list)"),
     ],
 )
