@@ -31,7 +31,8 @@ import os
 import struct
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -477,6 +478,9 @@ class AtomicFile:
     """A file that appears complete or not at all: temporary name, fsync, rename, fsync of the folder.
 
     As a context manager it commits on success and discards on an exception.
+
+    Raises:
+        OSError: naming the file, of which nothing is left: a full disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -491,13 +495,15 @@ class AtomicFile:
         return self._hash.hexdigest()
 
     def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+        with self._named():
+            self._file.write(data)
         self._hash.update(data)
 
     def commit(self) -> str:
         """Give the file its name; returns its sha256."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._temporary, self.path)
         folder = os.open(self.path.parent, os.O_RDONLY)
@@ -508,8 +514,17 @@ class AtomicFile:
         return self.sha256
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what is still buffered has no room either
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def __enter__(self) -> AtomicFile:
         return self

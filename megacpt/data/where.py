@@ -54,10 +54,12 @@ class Where:
             raise DataError("the condition names no column", found=repr(text), hint=_HINT)
         try:
             self.expression  # noqa: B018  what is wrong with it is said now
-        except (pyarrow.ArrowException, OverflowError) as error:
+        except (pyarrow.ArrowException, OverflowError, RecursionError) as error:
             found = str(error).splitlines()[0]
             raise DataError(
-                "the condition has values of several kinds, or too large", where=f"condition {text!r}", found=found
+                "the condition is too large, or has values too large or of several kinds",
+                where=f"condition {text!r}",
+                found=found,
             ) from None
 
     @cached_property

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megacpt.data import shard as shard_module
-from megacpt.data.shard import Shard, ShardWriter, dtype_for
+from megacpt.data.shard import AtomicFile, Shard, ShardWriter, dtype_for
 from megacpt.errors import DataError
 
 DOCUMENTS = [[5, 6, 7], [8], [], [9, 10, 11, 12], [13, 14]]
@@ -181,6 +181,16 @@ def test_nothing_has_its_name_before_close(tmp_path: Path) -> None:
     assert not (tmp_path / "a.idx").exists()
     writer.close()
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.idx"]
+
+
+@pytest.mark.parametrize("num_bytes", [1, 1 << 20], ids=["buffered", "not buffered"])
+def test_a_full_disk_is_named_and_nothing_left(num_bytes: int, tmp_path: Path) -> None:
+    file = AtomicFile(tmp_path / "a")
+    file._file.close()
+    file._file = Path("/dev/full").open("wb")  # noqa: SIM115
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a'"), file:
+        file.write(bytes(num_bytes))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:

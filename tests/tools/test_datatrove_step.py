@@ -42,5 +42,7 @@ def test_tasks_write_slices(tmp_path: Path, bpe_folder: Path) -> None:
     assert [shard.documents for shard in manifest.shards] == [2, 2]
     assert manifest.tokens == sum(tokenizer.encode([TEXTS[at]])[0].size + 1 for at in numbers)
     assert not list(out.glob(".task*"))
+    with pytest.raises(DataError, match=r"document d9: the document cannot be written .*surrogates not allowed"):
+        list(step.run(iter([Document(text="\ud800", id="d9")]), 2, 3))
     with pytest.raises(DataError, match=r"each task makes a slice .found 4 tasks, expected 3"):
         list(step.run(iter(()), 3, 4))

@@ -63,7 +63,11 @@ class MegacptShards(PipelineStep):
                 if "id" in columns:
                     columns["id"] = document.id
                 line = columns | {self.options.text_key: document.text}
-                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+                try:
+                    file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+                except orjson.JSONEncodeError as error:
+                    where = f"document {document.id}"
+                    raise DataError("the document cannot be written as JSON", where=where, found=error) from None
                 yield document
         with self.track_time():
             build_shards([path], self.tokenizer, self.output, self.options, index=rank, overwrite=True)
