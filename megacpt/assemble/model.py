@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -73,6 +74,7 @@ def hf_config(recipe: Recipe, folder: Path | None) -> PretrainedConfig:
 def blueprint(recipe: Recipe, config: PretrainedConfig, device: torch.device) -> Blueprint:
     """The model's parts; an architecture outside the tested ones is first tried on a shrunken copy."""
     dtype = DTYPES[recipe.model.dtype]
+    check_kernel(recipe, device)
     probe(config)
     requested = recipe.model.fused_ops
     if requested == "auto" and config.model_type not in PARITY_TESTED:
@@ -83,6 +85,22 @@ def blueprint(recipe: Recipe, config: PretrainedConfig, device: torch.device) ->
         choose_attention(recipe.model.attention, device.type, dtype),
         fused_ops=choose_fused_ops(requested, device.type, config.model_type),
     )
+
+
+def check_kernel(recipe: Recipe, device: torch.device) -> None:
+    """Refuse Triton's loss where it cannot run; the op itself would, in the first step.
+
+    Raises:
+        RecipeError: no GPU, and no interpreter.
+    """
+    if recipe.loss.kernel == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RecipeError(
+            "the Triton kernels need a GPU",
+            where=recipe.where("loss.kernel"),
+            found=f"triton on a {device.type}",
+            expected="auto or reference",
+            hint="TRITON_INTERPRET=1 interprets them, slowly.",
+        )
 
 
 def weights(recipe: Recipe, plan: Blueprint, folder: Path | None) -> WeightSource:

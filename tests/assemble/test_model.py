@@ -67,6 +67,15 @@ def test_what_the_recipe_promises_of_a_model_from_the_hub_is_checked(base: Path,
         model.hf_config(broken, base)
 
 
+def test_triton_without_a_gpu_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = resolved(tmp_path, "loss.kernel=triton").recipe
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RecipeError, match=r"loss\.kernel: the Triton kernels need a GPU \(found triton on a cpu"):
+        model.blueprint(recipe, model.hf_config(recipe, None), CPU)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert model.blueprint(recipe, model.hf_config(recipe, None), CPU).vocab_size
+
+
 def test_an_architecture_that_is_not_understood_is_refused(tmp_path: Path) -> None:
     recipe = resolved(tmp_path, "model.config.model_type=gpt_neox").recipe
     with pytest.raises(ModelError, match="'gpt_neox' is not understood"):
