@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from megacpt.data.packing import WINDOW_ROWS
@@ -33,3 +34,20 @@ def test_cut_documents_are_counted() -> None:
     # Of a document that crosses a window's end only the part before it is seen.
     assert measured.concat == pytest.approx(concat / len(documents), abs=num_rows / WINDOW_ROWS / len(documents))
     assert packed < concat / 3
+
+
+def test_windows_are_packed_once_for_all_that_read_a_text() -> None:
+    """Each keeping its own would hold as many as there are domains and changes of weights, times those of a batch."""
+
+    class Counted(MemoryCorpus):
+        num_searches = 0
+
+        def document_starts(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+            self.num_searches += 1
+            return super().document_starts(start, stop)
+
+    text = Counted([5] * 40 * WINDOW_ROWS)
+    num_rows = text.num_tokens // (S + 1)
+    for _ in range(3):
+        BestFit(text, S, (0, num_rows)).count_starts(np.arange(num_rows))
+    assert text.num_searches == -(-num_rows // WINDOW_ROWS)
