@@ -105,14 +105,14 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         names = {name: corpus.shard_names for name, corpus in training.items()}
         return resume.continued_history(saved, plan_of_data, texts, checkpoint, start.accepted, names, recipe)
 
-    def bounded(rows: Stream) -> tuple[int, Stream]:
-        ending, rows = data.bounded(planned, rows)
+    def bounded(rows: Stream, step: int) -> tuple[int, Stream]:
+        ending, rows = data.bounded(planned, rows, step)
         return ending.last_step, rows
 
     history = continued(checkpoint, saved) if checkpoint and saved else data.history(resolved, training, insertions)
     stream = Stream(training, history, insertions, data.divided(recipe, training))
     planned = data.lasting(resolved, history)
-    resolved, stream = data.bounded(planned, stream)
+    resolved, stream = data.bounded(planned, stream, first_step)
     data.check_epochs(recipe, stream, resolved.last_step)
 
     facts = versions() | {

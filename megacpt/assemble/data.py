@@ -261,11 +261,17 @@ HOPELESS_EPOCHS = 16
 """Beyond so many epochs, repeated tokens are worth next to nothing (Muennighoff et al. 2023, arXiv:2305.16264)."""
 
 
-def bounded(resolved: Resolved, rows: Stream) -> tuple[Resolved, Stream]:
+def bounded(resolved: Resolved, rows: Stream, first_step: int = 0) -> tuple[Resolved, Stream]:
     """The run with `when_exhausted` obeyed: a domain that was read `max_epochs` times leaves, or ends the run.
 
     One at a time, the earliest first: what one leaves is read from the others, which are then exhausted sooner. The run
     ends where none is left.
+
+    Args:
+        resolved: the recipe.
+        rows: of the run.
+        first_step: where it goes on. A domain that has been read more often until there, when it was allowed to, leaves
+            there: what was done stays as it is on record.
     """
     domains = resolved.recipe.data.domains
     waiting = {name for name in rows.names if name in domains and domains[name].when_exhausted != "repeat"}
@@ -273,7 +279,7 @@ def bounded(resolved: Resolved, rows: Stream) -> tuple[Resolved, Stream]:
         found = exhausted_at(rows, {name: domains[name].max_epochs for name in waiting}, resolved.last_step)
         if found is None:
             return resolved, rows
-        step, name = found
+        step, name = max(found[0], first_step), found[1]
         if domains[name].when_exhausted == "stop":
             logger().info("the run ends after step %d: domain %s is exhausted there", step, name)
             return replace(resolved, last_step=step), rows

@@ -22,8 +22,8 @@ Tokens: TypeAlias = npt.NDArray[np.int32]
 """Ids as shards of large vocabularies store them, so that rows are read without a conversion."""
 
 KEPT_WINDOWS = 4096
-"""Packed windows that are kept, of all texts together: those of a global batch, which are asked for its labels, then for
-its rows. 24 bytes a document: with documents of 80 tokens, 45 KiB each where a row has 8192."""
+"""Packed windows that are kept, of all texts together: those of a global batch, which are asked for its labels, then
+for its rows. 24 bytes a document: with documents of 80 tokens, 49 KiB each where a row has 8192."""
 
 
 class TokenSource(Protocol):

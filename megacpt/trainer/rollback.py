@@ -32,8 +32,8 @@ class Rollbacks:
         folder: the run's checkpoints.
         channel: to the other ranks.
         continued: a checkpoint and its state -> the data of a run that goes on from there.
-        bounded: the rows of a run -> its last step, and the rows where domains leave that are exhausted: what is left
-            out is as good as read, and brings both nearer.
+        bounded: the rows of a run, and the step where it goes on -> its last step, and the rows where domains leave
+            that are exhausted: what is left out is as good as read, and brings both nearer.
         loader: gets that data, with the jumps.
         guard: gets its standing at the checkpoint.
         events: where rollbacks are noted.
@@ -47,7 +47,7 @@ class Rollbacks:
         folder: CheckpointFolder,
         channel: Channel,
         continued: Callable[[Path, Mapping[str, Any]], History],
-        bounded: Callable[[Stream], tuple[int, Stream]],
+        bounded: Callable[[Stream, int], tuple[int, Stream]],
         loader: Loader,
         guard: Guard,
         events: Events,
@@ -90,7 +90,7 @@ class Rollbacks:
         reason = f"bad steps {wanted.before_step} to {wanted.jump_to_step}"
         for jump in (*earlier.elements(), Jump(jump_at_step, num_samples, reason)):
             restored = restored.jump(jump.at_step, jump.num_samples, jump.reason)
-        last_step, rows = self.bounded(self.loader.stream.with_history(restored))
+        last_step, rows = self.bounded(self.loader.stream.with_history(restored), step)
         self.loader.change(rows.history, step)
         self.rewind(step)
         logger().info(

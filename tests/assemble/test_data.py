@@ -289,6 +289,17 @@ def test_an_exhausted_domain_leaves_or_ends_the_run(tmp_path: Path) -> None:
     assert data.bounded(whole, left) == (whole, left), "a resume changes nothing more"
 
 
+def test_a_domain_that_was_read_too_often_before_leaves_where_the_run_goes_on(tmp_path: Path) -> None:
+    run = resolved(tmp_path, "data.domains.law={max_epochs: 2, when_exhausted: renormalise}")
+    before = rows(run)  # as if law could have been read for ever until step 30
+    _, left = data.bounded(run, before, first_step=30)
+    assert left.history.settings(29) == run_settings(run) and [*left.history.settings(30).weights] == ["web"]
+    assert left.history.first_sample(30) == before.history.first_sample(30)
+    assert data.bounded(run, left, first_step=35)[1].history == left.history, "a resume changes nothing more"
+    run = resolved(tmp_path, "data.domains.law={max_epochs: 2, when_exhausted: stop}")
+    assert data.bounded(run, before, first_step=30)[0].last_step == 30
+
+
 def test_domains_are_exhausted_sooner_by_what_is_left_out_and_by_those_that_leave(tmp_path: Path) -> None:
     exhausted = "{max_epochs: 2, when_exhausted: %s}"
     run = resolved(tmp_path, f"data.domains.law={exhausted % 'renormalise'}")

@@ -46,7 +46,7 @@ class Run:
             rewind=self.rewound.append,
         )
 
-    def bounded(self, rows: Stream) -> tuple[int, Stream]:
+    def bounded(self, rows: Stream, step: int) -> tuple[int, Stream]:
         """Old text ends when it was read twice, which is where the run ends."""
         found = exhausted_at(rows, {"old": 2.0}, 999)
         assert found is not None
@@ -78,7 +78,7 @@ def test_what_was_decided_since_is_forgotten_and_jumps_are_not(run: Run) -> None
 
 
 def test_a_domain_that_is_left_out_of_is_exhausted_sooner(run: Run) -> None:
-    undisturbed, _ = run.bounded(run.loader.stream)
+    undisturbed, _ = run.bounded(run.loader.stream, 0)
     step, last_step = run.roll_back(Rollback(6, 4, 9))
     assert (step, last_step) == (4, undisturbed - 5), "six steps were left out, and one of them is done again"
     history = run.loader.stream.history
