@@ -7,7 +7,7 @@ Two ways to cut it. `Concat` lays documents end to end and cuts wherever a row's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeAlias
@@ -26,7 +26,7 @@ KEPT_WINDOWS = 4096
 for its rows. 24 bytes a document: with documents of 80 tokens, 49 KiB each where a row has 8192."""
 
 
-class TokenSource(Protocol):
+class TokenSource(Hashable, Protocol):
     """What rows are read from, a domain's corpus: one sequence of tokens that knows where its documents start."""
 
     @property
