@@ -128,6 +128,23 @@ def test_the_fingerprint_ignores_what_does_not_decide_ids(bpe_folder: Path, tmp_
     assert open_tokenizer(bpe_folder).fingerprint != _fingerprint(tmp_path)
 
 
+def test_the_fingerprint_knows_what_false_means(tmp_path: Path) -> None:
+    def fingerprint(**described: object) -> str:
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, **described}))
+        return _fingerprint(tmp_path)
+
+    for kind, key in (("Metaspace", "split"), ("ByteLevel", "use_regex")):
+        steps = [{"type": kind, **stated} for stated in ({}, {key: True}, {key: False})]
+        absent, true, false = (
+            fingerprint(pre_tokenizer={"type": "Sequence", "pretokenizers": [step]}) for step in steps
+        )
+        assert absent == true != false
+        assert len({fingerprint(pre_tokenizer=step) for step in steps}) == 2
+    bert = [fingerprint(normalizer={"type": "BertNormalizer", "strip_accents": strip}) for strip in (None, True, False)]
+    assert len(set(bert)) == 3
+    assert fingerprint(pre_tokenizer=None) == fingerprint()
+
+
 def _fingerprint(folder: Path) -> str:
     """The fingerprint of a description that the library need not be able to load."""
     from megacpt.data.tokenizer_fingerprint import hugging_face_fingerprint

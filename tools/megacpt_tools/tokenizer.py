@@ -13,7 +13,8 @@ itself puts BOS and EOS around documents. Otherwise the ids are exactly those of
 A fingerprint is a sha256 over what decides the ids and nothing else, so that it is equal for a tokenizer at any path:
 
     Hugging Face   tokenizer.json without truncation, padding, post-processor and decoder; keys sorted, absent, null
-                   and false taken as the same, merges as pairs (how they are spelled differs between versions)
+                   and false taken as the same where they are, merges as pairs (how they are spelled differs between
+                   versions)
     SentencePiece  the model file
     tiktoken       the split pattern and every (token, rank) in the order of ranks
 """
