@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -283,7 +284,7 @@ def test_the_errors_of_a_store_name_the_url(tmp_path: Path, monkeypatch: pytest.
         [block.documents("text") for block in read_blocks(source, "text", "file")]
 
 
-def test_a_dataset_is_streamed(tmp_path: Path) -> None:
+def test_a_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` takes a folder of parquet files for a dataset, as it does a repository of the hub."""
     write_parquet(tmp_path / "train.parquet", [*TEXTS])
     write_parquet(tmp_path / "validation.parquet", ["v"])
@@ -294,3 +295,6 @@ def test_a_dataset_is_streamed(tmp_path: Path) -> None:
     for name, fault in ((f"{tmp_path}::test", "the dataset cannot be read"), ("a:b:c:d", "names no dataset")):
         with pytest.raises(DataError, match=fault):
             read(f"hf-dataset:{name}")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"the package for datasets of the hub is missing .*pip install"):
+        read(f"hf-dataset:{tmp_path}")

@@ -95,7 +95,10 @@ class EvaluationGrams:
         for name, paths in sets.items():
             num_documents = 0
             for texts in (texts for source in find_inputs(paths) for texts in _texts(source, text_key)):
-                ids, lengths = tokenizer.encode(texts)
+                try:
+                    ids, lengths = tokenizer.encode(texts)
+                except ValueError as error:
+                    raise DataError("the tokenizer gives up on a document", where=name, found=error) from None
                 grams, documents = _grams(ids, np.concatenate(([0], np.cumsum(lengths))), num_tokens)
                 hashes.append(grams)
                 counts.append(np.bincount(documents, minlength=lengths.size))

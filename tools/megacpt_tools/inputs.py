@@ -543,8 +543,13 @@ def _read_parquet(
 
 def _read_dataset(source: Source, text_key: str, columns: Sequence[str]) -> Iterator[Block]:
     """A dataset of the hub (or a folder that `datasets` understands), streamed; nothing of it is run as code."""
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        hint = "pip install megacpt[datasets]"
+        raise DataError(
+            "the package for datasets of the hub is missing", where=source.path, found=error, hint=hint
+        ) from None
     name, config, split, *others = [*source.path.removeprefix(HUB_DATASET).split(":"), "", ""]
     if any(others):
         raise DataError("this names no dataset", where=source.path, expected=f"{HUB_DATASET}NAME[:CONFIG[:SPLIT]]")
