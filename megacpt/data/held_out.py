@@ -56,7 +56,7 @@ class HeldOut:
         """Tokens that are predicted. The first of a document is not, nor (without a document mask) of the corpus."""
         return sum(self._num_labels(row * self.sequence_length, self.sequence_length) for row in self.rows.tolist())
 
-    @property
+    @cached_property
     def num_bytes(self) -> float | None:
         """UTF-8 bytes of the predicted text, None where the corpus does not know its own.
 

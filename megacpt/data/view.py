@@ -27,6 +27,8 @@ from megacpt.errors import DataError
 NUM_TOKENS = "num_tokens"
 """A column that every corpus has: tokens of the document."""
 TEXT_BYTES = "text_bytes"
+_SEARCHED_RUNS = 1 << 12
+"""Runs whose documents are looked for together: some 8 KiB each at worst."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,19 @@ class View:
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Tokens [start, start + count) of what is kept, as a fresh int64 array."""
         tokens = np.empty(count, np.int64)
-        for begin, end, at in self._pieces(start, start + count):
+        for begin, end, at in self._each_piece(start, start + count):
             tokens[begin - start : end - start] = self.corpus.read(at, end - begin)
         return tokens
 
     def document_starts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Offsets d of document starts with start <= d < stop, ascending, each once; int64."""
-        pieces = [
-            self.corpus.document_starts(at, at + end - begin) + (begin - at)
-            for begin, end, at in self._pieces(start, stop)
-        ]
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        found = [np.empty(0, np.int64)]
+        begins, ends, at = self._pieces(start, stop)
+        for some in np.split(np.arange(begins.size), range(_SEARCHED_RUNS, begins.size, _SEARCHED_RUNS)):
+            first = at[some]
+            starts, counts = self.corpus.document_starts_many(first, first + ends[some] - begins[some])
+            found.append(starts + np.repeat(begins[some] - first, counts))
+        return np.concatenate(found)
 
     def read_into(self, out: NDArray, places: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         """Fill `out[place]` with the tokens from `start` on, for each place and start; out: [rows, count]."""
@@ -164,7 +168,7 @@ class View:
     def will_need(self, starts: NDArray[np.int64], count: int) -> None:
         """Let the system fetch `count` tokens from each start on, without waiting for them."""
         for start in starts.tolist():
-            for begin, end, at in self._pieces(start, start + count):
+            for begin, end, at in self._each_piece(start, start + count):
                 self.corpus.will_need(np.array([at]), end - begin)
 
     def _in_one_run(self, starts: NDArray[np.int64], count: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -172,15 +176,19 @@ class View:
         runs = np.clip(np.searchsorted(self._offsets, starts, side="right") - 1, 0, self._starts.size - 1)
         return starts + count <= self._offsets[runs + 1], self._starts[runs] + starts - self._offsets[runs]
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(begin, end in the view, begin in the corpus) of the runs in [start, stop)."""
+    def _each_piece(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """`_pieces`, one by one."""
+        return zip(*(part.tolist() for part in self._pieces(start, stop)), strict=True)
+
+    def _pieces(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where the runs in [start, stop) begin and end in the view, and begin in the corpus: [N], [N], [N]."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens [{start}, {stop}) are not inside [0, {self.num_tokens})")
-        run = int(np.searchsorted(self._offsets, start, side="right")) - 1
-        while start < stop:
-            end = min(stop, int(self._offsets[run + 1]))
-            yield start, end, int(self._starts[run]) + start - int(self._offsets[run])
-            start, run = end, run + 1
+        first = int(np.searchsorted(self._offsets, start, side="right")) - 1
+        last = int(np.searchsorted(self._offsets, stop))
+        begins = np.maximum(self._offsets[first:last], start)
+        ends = np.minimum(self._offsets[first + 1 : last + 1], stop)
+        return begins, ends, self._starts[first:last] + begins - self._offsets[first:last]
 
     def __repr__(self) -> str:
         return f"View({self.num_documents:,} documents, {self.num_tokens:,} tokens of {self.corpus!r})"

@@ -10,8 +10,10 @@ import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pyarrow import parquet
 
+from megacpt.data import view
 from megacpt.data.corpus import Corpus, open_corpus
 from megacpt.data.manifest import FILE_NAME, ColumnsRecord, read_manifest
 from megacpt.data.view import Removed, Subset, View, select
@@ -101,6 +103,26 @@ def test_a_subset_is_what_it_says(corpus: Corpus, subset: Subset, documents: lis
     assert [document[0] for document in documents_of(view)] == documents
     assert view.text_bytes == sum(10 * document for document in documents)
     assert view.tokenizer == corpus.tokenizer
+
+
+def test_starts_of_many_runs_are_found_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out documents lie far apart, and all of them are counted for bits per byte."""
+    whole = corpus_of(tmp_path, [[[1] * (1 + number % 3) for number in range(200)]])
+    part = View(whole, np.arange(0, 200, 2), name="")
+    searched: list[int] = []
+    found = whole.document_starts_many
+
+    def counted(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        searched.append(starts.size)
+        return found(starts, stops)
+
+    monkeypatch.setattr(whole, "document_starts_many", counted)
+    monkeypatch.setattr(whole, "document_starts", lambda *one: pytest.fail("one run at a time"))
+    lengths = 1 + np.arange(0, 200, 2) % 3
+    assert part.document_starts(0, part.num_tokens).tolist() == (np.cumsum(lengths) - lengths).tolist()
+    assert searched == [100]
+    monkeypatch.setattr(view, "_SEARCHED_RUNS", 30)
+    assert part.document_starts(1, part.num_tokens).size == 99 and searched == [100, 30, 30, 30, 9]
 
 
 def test_quantiles_divide_the_documents(corpus: Corpus) -> None:
