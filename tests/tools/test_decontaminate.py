@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from megacpt.data.corpus import open_corpus
 from megacpt.data.manifest import verify
 from megacpt.data.view import Subset, select
+from megacpt.errors import DataError
 from megacpt_tools import decontaminate as module
 from megacpt_tools.builder import build_shards
 from megacpt_tools.cli import main
@@ -97,3 +99,10 @@ def test_the_command_reports_and_writes(
     assert "torn.jsonl: the evaluation set holds no documents" in capsys.readouterr().err
     assert main(["shards", "decontaminate", str(folder), "--against", *against, "--ngram", "1000"]) == 2
     assert "no evaluation document has 1000 tokens" in capsys.readouterr().err
+
+
+def test_a_set_that_the_tokenizer_gives_up_on_is_named(tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({"heart": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    sets = {"mine": [write_lines(tmp_path / "a.jsonl", ["heart", "lung"])]}
+    with pytest.raises(DataError, match=r"mine: the tokenizer gives up on a document .*UNK"):
+        EvaluationGrams(sets, open_tokenizer(tmp_path))

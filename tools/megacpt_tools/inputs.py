@@ -546,7 +546,7 @@ def _read_dataset(source: Source, text_key: str, columns: Sequence[str]) -> Iter
     try:
         import datasets
     except ImportError as error:
-        hint = "pip install megacpt[datasets]"
+        hint = "Run pip install 'megacpt[datasets]'."
         raise DataError(
             "the package for datasets of the hub is missing", where=source.path, found=error, hint=hint
         ) from None
