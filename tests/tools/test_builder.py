@@ -441,6 +441,19 @@ def test_slices_joined_hold_what_one_build_holds(
         join_slices(tmp_path / "sliced")
 
 
+def test_a_build_does_not_read_its_own_columns(tmp_path: Path, bpe_folder: Path) -> None:
+    """Where the output lies in the input's folder, the second slice finds files there that the first did not."""
+    given, out = tmp_path / "given", tmp_path / "given/out"
+    given.mkdir()
+    write_lines(given / "a.jsonl", MANY)
+    parquet.write_table(pyarrow.table({"text": ["the heart"]}), given / "shard_1.parquet")
+    for index in (0, 1):
+        build_shards([given], bpe_folder, out, keep_columns=("text",), index=index, num_slices=2)
+    join_slices(out)
+    columns = verify(out).read_columns(out, ["text"])
+    assert columns.column("text").to_pylist() == [*MANY, "the heart"]
+
+
 def test_a_tokenizer_json_runs_on_a_faster_library_where_that_is_proven_equal(
     tmp_path: Path, jsonl: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

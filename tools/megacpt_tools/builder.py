@@ -307,7 +307,7 @@ def build_shards(
     options = replace(options or BuildOptions(), **changes)
     if options.num_slices > 1 and options.held_out_max_documents is not None:
         raise DataError("a slice cannot know how many documents the others hold out", hint="Cap it without slices.")
-    sources = find_inputs(paths)
+    sources = [source for source in find_inputs(paths) if not _is_output(source.path, output)]
     opened = open_tokenizer(tokenizer)
     record = _tokenizer_record(tokenizer, opened, options)
     engine, engine_record = engine_for(opened, sources, options)
@@ -943,6 +943,13 @@ def _sweep(folder: Path) -> None:
     """Remove a build from its folder, the manifest first."""
     for file in (folder / FILE_NAME, *_shard_files(folder), folder / UNFINISHED):
         file.unlink(missing_ok=True)
+
+
+def _is_output(path: str, output: str | os.PathLike[str]) -> bool:
+    """Whether an input file is one of the columns that this build, or another slice of it, keeps below its output."""
+    file = Path(path).absolute()
+    is_below = file.match("shard_*.parquet") and file.is_relative_to(Path(output).absolute())
+    return is_below and any((file.parent / mark).exists() for mark in (FILE_NAME, UNFINISHED))
 
 
 def _shard_files(folder: Path) -> list[Path]:
