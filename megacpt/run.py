@@ -76,6 +76,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     preflight.check_writable(folder)
     if is_main:
         preflight.check_wandb(recipe)
+    controller = mixture.controller(recipe)
     channel = Channel()
     checkpoint = resume.choose_checkpoint(start.resume, folder, channel)
     saved = resume.check_continues(resolved, checkpoint, start.accepted) if checkpoint else None
@@ -170,7 +171,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         dp_size=resolved.data,
         aligned=data.aligned(recipe, held_out),
     )
-    steering = mixture.steering(resolved, loader, partial(from_main, world), saved)
+    steering = mixture.steering(resolved, controller, loader, partial(from_main, world), saved)
 
     def state(step: int) -> dict[str, Any]:
         standing = {

@@ -78,6 +78,7 @@ def ceilings(resolved: Resolved, loader: Loader, step: int) -> dict[str, float]:
 
 def steering(
     resolved: Resolved,
+    chosen: Controller | None,
     loader: Loader,
     broadcast: Callable[[Sequence[float]], list[float]],
     saved: Mapping[str, Any] | None,
@@ -86,19 +87,18 @@ def steering(
 
     Args:
         resolved: the recipe on the present world.
+        chosen: the recipe's controller.
         loader: whose mixture is steered.
         broadcast: rank 0's numbers.
         saved: the state of the checkpoint that the run continues.
     """
-    recipe = resolved.recipe
-    chosen = controller(recipe)
     if chosen is None:
         return None
     return Steering(
         chosen,
         loader,
         every_steps=resolved.mixture_every_steps,
-        floor=recipe.mixture.floor,
+        floor=resolved.recipe.mixture.floor,
         broadcast=broadcast,
         ceilings=partial(ceilings, resolved, loader),
         observations=[Observation.from_json(observation) for observation in saved["mixture"]] if saved else (),

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from transformers import PretrainedConfig
 
-from megacpt.assemble import data, model, resume
+from megacpt.assemble import data, mixture, model, resume
 from megacpt.checkpoint.channel import Channel
 from megacpt.checkpoint.huggingface import SafetensorsWeights
 from megacpt.data.corpus import Corpus
@@ -256,6 +256,11 @@ def _insertions(run: _Run) -> str:
     return f"in {counted(len(found), 'place')} of {counted(len(stream.places), 'step')}" if found else "none"
 
 
+def _mixture(run: _Run) -> str:
+    mixture.controller(run.recipe)
+    return run.recipe.mixture.controller
+
+
 def _disk(run: _Run) -> str:
     folder = resume.run_folder(run.recipe)
     check_writable(folder)
@@ -278,6 +283,7 @@ CHECKS: Mapping[str, Callable[[_Run], str]] = {
     "documents": _documents,
     "epochs": _epochs,
     "insertions": _insertions,
+    "mixture": _mixture,
     "disk": _disk,
     "logging": _logging,
 }

@@ -166,6 +166,10 @@ def test_everything_is_looked_at_and_what_needs_a_broken_thing_is_not(
     assert found["documents"][1] == "no BOS, EOS 2"
     assert found["head"][1] == "weights of its own"
     assert found["insertions"] == ("ok", "none")
+    assert found["mixture"] == ("ok", "static")
+    agent = ("data.domains.web.held_out=web", "mixture={controller: agent, agent: nowhere}")
+    verdict, text = findings(tmp_path, base, *agent)["mixture"]
+    assert verdict == "error" and "nowhere: this is no agent" in text
 
     canaries = tmp_path / "canaries.jsonl"
     canaries.write_text('{"name": "a", "tokens": [5, 6], "at": [3, 4000]}')
