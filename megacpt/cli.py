@@ -148,6 +148,8 @@ def _train(arguments: argparse.Namespace) -> int:
         try:
             is_finished = run(resolved, world, Start(arguments.resume, tuple(arguments.accept), signalled, end))
         except Exception as error:
+            if isinstance(error, MegacptError):
+                error.where = recipe.placed(error.where)
             if world.owns_processes and world.world_size > 1:
                 _leave_at_once(error, signalled)
             raise

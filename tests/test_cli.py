@@ -227,6 +227,14 @@ def test_a_rank_that_fails_alone_says_so(
     assert capsys.readouterr().err == said
 
 
+def test_an_error_that_knows_its_key_alone_is_given_the_line(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = 1 + TEXT.splitlines().index(next(text for text in TEXT.splitlines() if text.startswith("lr:")))
+    assert fail_as_rank(0, DataError("torn", where="lr.peak"), False, recipe, monkeypatch) == USER_ERROR
+    assert capsys.readouterr().err == f"error: {recipe}:{line}: lr.peak: torn\n"
+
+
 def test_a_bug_on_any_rank_is_told(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -691,3 +691,12 @@ class Recipe(Section):
             if line := self._origins.lines.get(".".join(parts[:length])):
                 return f"{line}: {key}"
         return key
+
+    def placed(self, where: str | None) -> str | None:
+        """`where` of an error, by `self.where` if it is a key alone: what stands below the recipe knows no more."""
+        section: object = self
+        for part in (where or "").split("."):
+            if not isinstance(section, BaseModel) or part not in type(section).model_fields:
+                return where
+            section = getattr(section, part)
+        return self.where(where) if where else where

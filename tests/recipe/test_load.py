@@ -26,6 +26,9 @@ def test_a_recipe_knows_where_its_keys_were_written(write: Write) -> None:
     assert recipe.where("lr.warmup") == "--set: lr.warmup"
     assert recipe.where("batch.micro_rows") == "run.yaml:17: batch.micro_rows", "a default has its section's place"
     assert recipe.where("optimizer.eps") == "optimizer.eps"
+    assert recipe.placed("lr.peak") == "run.yaml:18: lr.peak"
+    for no_key in ("lr.peek", "batch.jsonl", "run.yaml:18: lr.peak", "some/folder", None):
+        assert recipe.placed(no_key) == no_key
 
 
 def test_numbers_are_read_as_yaml_1_2(write: Write) -> None:
