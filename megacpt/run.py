@@ -195,7 +195,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         at_end=recipe.checkpoint.at_end,
         saved=stopping.saved,
     )
-    watch = budget_watch(recipe, origin, checkpointing.save, is_main)
+    watch = budget_watch(recipe, origin, first_step, checkpointing.save, is_main)
     evaluation = Evaluation(
         evaluator,
         sinks,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megacpt.data.history import History
 from megacpt.evaluate.occasions import Occasions
+from megacpt.observe.record import DomainEvaluation
 from megacpt.observe.sinks import JsonLines
 from megacpt.recipe import Recipe, Resolved
 from megacpt.trainer.budgets import BudgetWatch
@@ -22,20 +23,26 @@ def occasions(resolved: Resolved, history: History) -> Occasions:
     )
 
 
-def budget_watch(recipe: Recipe, origin: Path | None, save: Callable[[int], None], is_main: bool) -> BudgetWatch:
+def budget_watch(
+    recipe: Recipe, origin: Path | None, first_step: int, save: Callable[[int], None], is_main: bool
+) -> BudgetWatch:
     """What looks at every evaluation.
 
     Args:
         recipe: states budgets and what to do.
         origin: the run folder that is continued, which holds the base model's evaluation; None: a fresh start.
+        first_step: steps done before; evaluations from there on are made again.
         save: writes a checkpoint of a step, unless there is one.
         is_main: this is rank 0.
     """
-    before = JsonLines(origin).evaluations() if origin else []
+    base: dict[str, DomainEvaluation] = {}
+    for record in JsonLines(origin).evaluations() if origin else ():
+        if record.step < first_step:
+            base = {**record.domains, **base}  # of a domain that joined on the way, the first
     action = recipe.evaluation.over_budget
     return BudgetWatch(
         recipe.forgetting,
-        base=before[0] if before else None,
+        base=base,
         save=save if action in ("checkpoint", "stop") else None,
         stops=action == "stop",
         is_main=is_main,

@@ -147,6 +147,8 @@ def _check_alike(one: Path, other: Path) -> None:
         ModelError: naming the first difference.
     """
     ours, theirs = _config(one), _config(other)
+    for config in (ours, theirs):
+        _complete(config)
     differences = [key for key in _SHAPE_KEYS if ours.get(key) != theirs.get(key)]
     if _rope(ours) != _rope(theirs):
         differences.append("rope")
@@ -174,6 +176,15 @@ def _config(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ModelError("no config.json that can be read", where=str(folder), found=error) from None
+
+
+def _complete(config: dict[str, Any]) -> None:
+    """State what some versions of transformers leave out of a config and others write, where the model has no value of
+    its own for it."""
+    config["tie_word_embeddings"] = bool(config.get("tie_word_embeddings"))
+    if num_heads := config.get("num_attention_heads"):
+        config.setdefault("num_key_value_heads", num_heads)
+        config["head_dim"] = config.get("head_dim") or config["hidden_size"] // num_heads
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

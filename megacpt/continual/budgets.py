@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megacpt.observe.record import EvaluationRecord
+from megacpt.observe.record import DomainEvaluation, EvaluationRecord
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,20 @@ class Overrun:
         return f"{self.domain} is {self.rise:+.4f} nats above the base model, its budget is {self.budget:g}"
 
 
-def overruns(record: EvaluationRecord, base: EvaluationRecord, budgets: Mapping[str, float]) -> list[Overrun]:
+def overruns(
+    record: EvaluationRecord, base: Mapping[str, DomainEvaluation], budgets: Mapping[str, float]
+) -> list[Overrun]:
     """The domains over their budget; a loss that is not finite is over any.
 
     Args:
         record: the present evaluation.
-        base: that of the base model.
+        base: domain -> that of the base model.
         budgets: domain -> the rise it may have.
     """
     found = []
     for name, budget in budgets.items():
-        if name in record.domains and name in base.domains:
-            rise = record.domains[name].loss - base.domains[name].loss
+        if name in record.domains and name in base:
+            rise = record.domains[name].loss - base[name].loss
             if not math.isfinite(rise) or rise > budget:
                 found.append(Overrun(name, rise, budget))
     return found

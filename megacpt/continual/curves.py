@@ -47,7 +47,9 @@ class Curve:
         if tokens <= self.tokens[0]:
             return self.base
         for (start, before), (end, after) in pairwise(zip(self.tokens, self.losses, strict=True)):
-            if tokens <= end:
+            if tokens == end:
+                return after  # 0 times what is not finite before it would be no number
+            if tokens < end:
                 share = (tokens - start) / (end - start)
                 return (1 - share) * before + share * after
         return self.last

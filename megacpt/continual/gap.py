@@ -92,4 +92,4 @@ def _positive_area(left: tuple[int, float], right: tuple[int, float]) -> float:
         return 0.0
     if low >= 0:
         return width * (low + high) / 2
-    return width * high / 2 * high / (high - low)
+    return width * high / 2 / (1 - low / high)

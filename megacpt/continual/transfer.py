@@ -108,12 +108,14 @@ def prequential_loss(losses: Sequence[float], tokens: Sequence[int]) -> list[flo
     is flattered by what the model remembers.
 
     Args:
-        losses: of each step, unweighted, in nats per token.
+        losses: of each step, unweighted, in nats per token; one that is not finite, whose step was not applied, is left
+            out.
         tokens: each a mean of how many.
     """
     running, nats, count = [], 0.0, 0
     for loss, num_tokens in zip(losses, tokens, strict=True):
-        nats, count = nats + loss * num_tokens, count + num_tokens
+        if math.isfinite(loss):
+            nats, count = nats + loss * num_tokens, count + num_tokens
         running.append(nats / count if count else math.nan)
     return running
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -15,10 +16,10 @@ NUM_TICKS = 5
 
 
 def terminal_plot(curves: Sequence[tuple[Sequence[float], Sequence[float]]], width: int, height: int) -> Text:
-    """Lines over tokens.
+    """Lines over tokens. Values that are not finite are left out.
 
     Args:
-        curves: (tokens, values) each, with a point or more.
+        curves: (tokens, values) each.
         width, height: in characters.
     """
     from plotext import figure
@@ -27,10 +28,13 @@ def terminal_plot(curves: Sequence[tuple[Sequence[float], Sequence[float]]], wid
     figure.plot_size(width, height)
     figure.theme("simple")
     figure.legend(False)
-    for tokens, values in curves:
-        figure.draw(figure.signal(list(tokens), list(values), marker="braille").lines())
+    finite = [[point for point in zip(*curve, strict=True) if math.isfinite(point[1])] for curve in curves]
+    if not any(finite):
+        return Text()
+    for points in finite:
+        figure.draw(figure.signal([x for x, _ in points], [y for _, y in points], marker="braille").lines())
     for axis, sequence, form in (("x", 0, compact), ("y", 1, "{:.3g}".format)):
-        numbers = [number for curve in curves for number in curve[sequence]]
+        numbers = [point[sequence] for points in finite for point in points]
         low, high = min(numbers), max(numbers)
         ticks = [low + (high - low) * i / (NUM_TICKS - 1) for i in range(NUM_TICKS)] if high > low else [low]
         figure.ruler(axis).ticks(ticks, [form(tick) for tick in ticks])

@@ -55,7 +55,10 @@ class Steering:
         if step % self.every_steps or step in (observation.step for observation in self._observations):
             return
         planned, in_force = history.planned_shares(step), history.shares(step)
-        losses = dict(zip(planned, self.broadcast([record.domains[name].loss for name in planned]), strict=True))
+        names = list(planned)
+        if not self._observations:  # what joins in a later stage is compared with the base model too
+            names = list(dict.fromkeys([*names, *(name for stage in history.plan for name in stage.settings.weights)]))
+        losses = dict(zip(names, self.broadcast([record.domains[name].loss for name in names]), strict=True))
         if not all(map(math.isfinite, losses.values())):
             logger().warning("step %d: the mixture stays, for a held-out loss is not finite", step)
             return

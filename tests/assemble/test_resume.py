@@ -83,6 +83,15 @@ def test_what_does_not_change_the_computation_is_free(key: str, tmp_path: Path) 
     check_continues(changed, checkpoint)
 
 
+def test_a_controller_goes_on_with_the_held_out_text_that_it_began_with(tmp_path: Path) -> None:
+    steered = [f"data.domains.{name}.held_out={name}" for name in ("law", "web")] + ["mixture.controller=ddk"]
+    checkpoint = save(tmp_path, resolved(tmp_path, *steered))
+    for change in ("evaluation.tokens_per_domain=9K", "data.domains.web.held_out=new-web"):
+        with pytest.raises(CheckpointError, match=change.partition("=")[0]):
+            check_continues(resolved(tmp_path, *steered, change), checkpoint)
+    check_continues(resolved(tmp_path, *steered, "evaluation.every=50%"), checkpoint)
+
+
 def test_the_page_names_what_is_free() -> None:
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     promise = page.partition("**What may change.**")[2].partition("must be as it was")[0]

@@ -130,6 +130,16 @@ def test_rope_is_the_same_in_either_spelling(model: Make, tmp_path: Path) -> Non
     merge(average([model("one", 0), model("other", 1, **new)]), tmp_path / "out", files_from=tmp_path / "one")
 
 
+def test_what_a_config_leaves_out_is_its_default(model: Make, tmp_path: Path) -> None:
+    """Llama-3-8B's config states no head_dim; one that transformers has saved does."""
+    heads = {"num_attention_heads": 2, "tie_word_embeddings": False}
+    stated = model("stated", 0, **heads, num_key_value_heads=2, head_dim=2)
+    silent = model("silent", 1, num_attention_heads=2, head_dim=None, tie_word_embeddings=None)
+    merge(average([stated, silent]), tmp_path / "out", files_from=silent)
+    with pytest.raises(ModelError, match="they differ in head_dim"):
+        merge(average([silent, model("other", 2, **heads, head_dim=4)]), tmp_path / "none", files_from=silent)
+
+
 def test_other_tensors_and_full_folders_are_refused(model: Make, tmp_path: Path) -> None:
     one, other = model("one", 0), model("other", 1)
     with pytest.raises(ModelError, match="not empty"):

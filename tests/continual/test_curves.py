@@ -18,6 +18,7 @@ def test_values_between_points_are_linear_and_constant_outside() -> None:
 
 def test_a_loss_that_is_not_a_number_is_infinitely_bad() -> None:
     assert Curve((0, 1), (3.0, math.nan)).last == math.inf
+    assert [Curve((0, 1, 2), (3.0, math.nan, 2.5)).at(tokens) for tokens in (1, 1.5, 2)] == [math.inf, math.inf, 2.5]
 
 
 def test_a_curve_has_points() -> None:

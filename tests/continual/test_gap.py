@@ -40,6 +40,10 @@ def test_numbers_of_a_known_curve() -> None:
     assert gap.area == pytest.approx(5 + 7.5 + 0.5 * 10 / 2)
 
 
+def test_a_loss_that_is_not_finite_is_an_infinite_gap() -> None:
+    assert stability_gap(Curve((0, 10, 20), (2.0, 1.5, math.nan))).area == math.inf
+
+
 def test_a_loss_that_only_falls_has_no_gap() -> None:
     gap = stability_gap(Curve((0, 10), (2.0, 1.0)))
     assert (gap.depth, gap.peak_tokens, gap.recovery_tokens, gap.area) == (0.0, 0, math.inf, 0.0)

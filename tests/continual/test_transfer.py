@@ -48,6 +48,7 @@ def test_forgetting_above_the_base_and_above_the_best() -> None:
 
 def test_prequential_loss_is_the_mean_of_all_tokens_so_far() -> None:
     assert prequential_loss([4.0, 2.0, 1.0], [10, 30, 0]) == [4.0, 2.5, 2.5]
+    assert prequential_loss([4.0, float("nan"), 2.0], [10, 9, 30]) == [4.0, 4.0, 2.5], "a step that was not applied"
 
 
 def test_pareto_keeps_what_nothing_beats() -> None:

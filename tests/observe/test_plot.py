@@ -17,3 +17,9 @@ def test_a_curve_spans_its_axes() -> None:
 @pytest.mark.parametrize("values", [[1.0], [1.0, 1.0]])
 def test_a_flat_curve_and_a_point(values: list[float]) -> None:
     assert "1" in terminal_plot([(range(len(values)), values)], width=60, height=10).plain
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    curves = [([0, 1, 2, 3], [0.0, float("inf"), float("nan"), 1.0]), ([0, 1], [float("nan")] * 2)]
+    assert terminal_plot(curves, width=60, height=10) == terminal_plot([([0, 3], [0.0, 1.0])], width=60, height=10)
+    assert terminal_plot(curves[1:], width=60, height=10).plain == ""

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from megacpt.checkpoint.folder import CheckpointFolder
+from megacpt.data.history import CorpusRecord, History, Settings, Stage
 from megacpt.errors import USER_ERROR
 from megacpt_tools import cli
 from megacpt_tools.report import write
@@ -136,11 +137,13 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
 
 
 def test_stages_are_those_of_the_plan_in_the_checkpoint(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "staged")
+    """Stages begin, and the run ends, with whole steps, where it was evaluated: nothing is read between evaluations."""
+    run = write_run(tmp_path / "staged", training={"tokens": "3500"})
     checkpoints = CheckpointFolder(run / "checkpoints")
     checkpoints.begin(4)
-    plan = [{"from_tokens": 0, "weights": {"general": 1.0}}, {"from_tokens": 2000, "weights": {"medical": 1.0}}]
-    checkpoints.commit(4, {"state.json": {"step": 4, "tokens": 4000, "data": {"plan": plan}}}, {})
+    plan = (Stage(0, Settings({"general": 1.0}, 100, 10)), Stage(1500, Settings({"medical": 1.0}, 100, 10)))
+    data = History.begin(0, plan, {name: CorpusRecord(5000, 9) for name in ("general", "medical")}).to_json()
+    checkpoints.commit(4, {"state.json": {"step": 4, "tokens": 4000, "data": data}}, {})
     records = RunRecords.read(run)
     html, specs = render([records])
     assert records.matrix.learned_in == {"medical": 2, "general": 0, "code": 0}
@@ -157,7 +160,7 @@ def test_layers_are_compared_with_the_base_model(tmp_path: Path, capsys: pytest.
     save_file(weights, base / "model.safetensors")
     for step, change in ((2, 0.5), (4, 1.0)):
         trained = {name: tensor + change * (1 - layer) for layer, (name, tensor) in enumerate(weights.items())}
-        save_checkpoint(run, step, trained, data={"plan": [{"from_tokens": 0, "weights": {"medical": 1.0}}]})
+        save_checkpoint(run, step, trained, data={})
     for _ in range(2):  # what is measured is not measured again
         assert cli.main(["report", str(run), "--base", str(base)]) == 0
     assert RunRecords.read(run).drift == [{"tokens": 200, "layers": [0.25, 0.0]}, {"tokens": 400, "layers": [0.5, 0.0]}]

@@ -31,14 +31,32 @@ def test_it_warns_each_time_and_saves_once_an_overrun(capsys: pytest.CaptureFixt
 
 def test_a_resumed_run_is_held_against_the_base_model() -> None:
     saved: list[int] = []
-    BudgetWatch(BUDGETS, base=record(0, 3.0), save=saved.append)(record(5, 3.2))
+    BudgetWatch(BUDGETS, base=record(0, 3.0).domains, save=saved.append)(record(5, 3.2))
     assert saved == [5]
 
 
 def test_it_stops_after_saving() -> None:
     saved: list[int] = []
-    watch = BudgetWatch(BUDGETS, record(0, 3.0), save=saved.append, stops=True)
+    watch = BudgetWatch(BUDGETS, record(0, 3.0).domains, save=saved.append, stops=True)
     watch(record(1, 3.05))
     with pytest.raises(ForgettingError, match="stopped after step 2, with a checkpoint: general"):
         watch(record(2, 3.5))
     assert saved == [2]
+
+
+def test_it_warns_of_a_base_loss_that_is_none_or_of_other_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """A budget, or other held-out text, that an edited recipe brings where the run goes on."""
+    before = {name: DomainEvaluation(2.0, None, 9) for name in ("code", "law")}
+    domains = {"general": 3.0, "code": 2.05, "law": 2.0}
+    saved: list[int] = []
+    watch = BudgetWatch(dict.fromkeys(domains, 0.1), before, save=saved.append)
+    for step, rise in ((5, 0.0), (6, 0.2)):
+        found = {
+            name: DomainEvaluation(loss + rise * (name == "general"), None, 8 if name == "code" else 9)
+            for name, loss in domains.items()
+        }
+        watch(EvaluationRecord(step, 8 * step, found))
+    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert said[0].startswith("the budget of general counts from step 5")
+    assert said[1].startswith("the budget of code compares different text: 8 held-out tokens now, 9")
+    assert len(said) == 3 and said[2].startswith("forgetting at step 6: general is +0.2000") and saved == [6]

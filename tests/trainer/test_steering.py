@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from megacpt.continual.controllers.controller import Controller, Observation
+from megacpt.continual.controllers.controller import Controller, Observation, base_losses
+from megacpt.data.history import History, Settings, Stage
 from megacpt.data.loader import Loader
 from megacpt.observe.record import DomainEvaluation, EvaluationRecord
 from megacpt.trainer.steering import Steering
@@ -57,6 +58,19 @@ def test_decides_at_its_steps_only_and_for_the_next_step(loader: Loader) -> None
     ]
     assert [o["losses"] for o in steer.state(2)] == [{"new": 1.0, "old": 1.0}, {"new": 1.0, "old": 3.0}]
     assert [o["weights"] for o in steer.state(2)] == [{"new": 0.75, "old": 0.25}, {"new": 0.5, "old": 0.5}]
+
+
+def test_a_domain_that_joins_in_a_later_stage_is_compared_with_the_base_model() -> None:
+    plan = (Stage(0, Settings({"new": 1.0}, 16, 4)), Stage(128, Settings({"new": 1.0, "old": 1.0}, 16, 4)))
+    corpora = {name: MemoryCorpus([5] * 40) for name in ("new", "old")}
+    rows = stream_of(corpora, {"new": 3, "old": 1}, 16, 4)
+    records = {name: rows.history.latest_corpus(name) for name in corpora}
+    history = History.begin(0, plan, {name: record for name, record in records.items() if record})
+    steer = steering(Loader(rows.with_history(history), prefetch_steps=0))
+    for step, old in ((0, 1.0), (2, 3.0)):
+        steer(record(step, 1.0, old))
+    seen = [Observation.from_json(observation) for observation in steer.state(2)]
+    assert base_losses(seen) == {"new": 1.0, "old": 1.0} and seen[-1].losses["old"] == 3.0
 
 
 def test_every_rank_takes_rank_0_s_numbers(loader: Loader) -> None:

@@ -116,11 +116,12 @@ def trajectory(evaluations: Sequence[EvaluationRecord], mixtures: Mapping[int, N
         mixtures: step, counted from 1 -> the shares that held from it on, as in `metrics.jsonl`.
     """
     observations = []
+    mixed = dict.fromkeys(name for shares in mixtures.values() for name in shares)
     for number, record in enumerate(evaluations, 1):
         begun = [step for step in mixtures if step <= max(record.step, 1)]
         if begun and (record.step + 1 in mixtures or number == len(evaluations)):
             shares = mixtures[max(begun)]
-            losses = {name: record.domains[name].loss for name in shares if name in record.domains}
+            losses = {name: record.domains[name].loss for name in mixed if name in record.domains}
             observations.append(Observation(record.step, record.tokens, losses, dict(shares)))
     return observations
 

@@ -23,7 +23,7 @@ class Constrained(Controller):
     arXiv:2407.17467), solved on the way instead of fitted before. Multipliers start at the plan's ratios, so a good
     plan is kept; an infinite budget ends replay at the first decision after training began. A domain without a budget
     keeps its planned ratio to the new text. The loss answers late to a change of the mixture, so a large rho
-    overshoots.
+    overshoots. Where a stage has no new text, its plan holds.
 
     Attributes:
         budgets: old domain -> eps, in nats per token.
@@ -39,6 +39,8 @@ class Constrained(Controller):
 
     def weights(self, observations: Sequence[Observation], planned: Numbers) -> dict[str, float]:
         new_share = sum(share for name, share in planned.items() if name not in self.replay)
+        if not new_share:
+            return dict(planned)
         ratios = {name: share / new_share for name, share in planned.items()}
         multipliers = self.multipliers(observations, ratios)
         most = self.max_replay / (1 - self.max_replay)

@@ -17,6 +17,9 @@ from typing import Any
 SMALLEST_SHARE = 2.0**-15
 """A share below this is no share: the stream can serve one sample in 2**16, and rounds what is above it exactly."""
 
+_NEXT_TO_NOTHING = 2.0**-60
+"""What a share of 0 counts as where a floor lifts it: it can then grow, where ceilings leave over what others had."""
+
 Numbers = Mapping[str, float]
 """Domain -> a number."""
 
@@ -28,7 +31,8 @@ class Observation:
     Attributes:
         step: steps done.
         tokens: trained so far.
-        losses: held-out loss of every domain that is mixed, in nats per token.
+        losses: held-out loss of every domain that is mixed, in nats per token; at a run's first observation also of
+            those that join in a later stage.
         weights: each domain's share of the tokens up to here, as it was in force; they sum to 1.
     """
 
@@ -99,7 +103,9 @@ def bounded(shares: Numbers, floor: float, ceilings: Numbers) -> dict[str, float
     if floor * len(shares) > 1:
         raise ValueError(f"{len(shares)} shares of at least {floor} are more than 1")
     floor = _servable(floor)
-    if not floor:
+    if floor:
+        shares = {name: max(share, _NEXT_TO_NOTHING) for name, share in shares.items()}
+    else:
         shares = normalised({name: _servable(share) for name, share in shares.items()})
     highest = {name: _servable(ceilings.get(name, 1.0)) if share or floor else 0.0 for name, share in shares.items()}
     lowest = {name: min(floor, ceiling) for name, ceiling in highest.items()}
@@ -125,7 +131,7 @@ def _servable(share: float) -> float:
 
 
 def base_losses(observations: Sequence[Observation]) -> dict[str, float]:
-    """Domain -> the first loss seen of it: the base model's, or for a domain that joined later its loss then."""
+    """Domain -> the first loss seen of it: the base model's, or for one that an edited recipe added its loss then."""
     losses: dict[str, float] = {}
     for observation in observations:
         losses = dict(observation.losses) | losses

@@ -36,7 +36,8 @@ class Prioritised(Controller):
         rises = {name: now[name] - base[name] for name in replay if now[name] > base[name]}
         if not rises:
             return dict(planned)
-        priorities = normalised({name: rise**self.exponent for name, rise in rises.items()})
+        largest = max(rises.values())  # small rises to a large power would all be 0
+        priorities = normalised({name: (rise / largest) ** self.exponent for name, rise in rises.items()})
         total = sum(planned[name] for name in replay)
         return dict(planned) | {
             name: (1 - self.kept_share) * total * priorities.get(name, 0.0) + self.kept_share * planned[name]

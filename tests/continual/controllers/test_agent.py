@@ -70,6 +70,17 @@ def test_a_trajectory_is_what_was_seen_at_the_decisions() -> None:
     assert seen[1].losses == {"a": 1.0, "b": 3.0}
 
 
+def test_pilots_may_have_stages_in_which_domains_join() -> None:
+    losses = ({"a": 3.0, "b": 3.0}, {"a": 2.5, "b": 3.5}, {"a": 2.0, "b": 2.5}, {"a": 1.9, "b": 2.25})
+    records = [
+        EvaluationRecord(step, step, {name: DomainEvaluation(loss, None, 9) for name, loss in found.items()})
+        for step, found in enumerate(losses)
+    ]
+    seen = trajectory(records, {1: {"a": 1.0}, 2: {"a": 0.5, "b": 0.5}, 3: {"a": 0.25, "b": 0.75}})
+    assert features(seen[:3], "b").tolist() == pytest.approx([1.0, -0.5, -1.0, 0.5])
+    assert set(train_agent([seen]).offsets) == {"a", "b"}
+
+
 def test_what_is_no_agent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this is no agent"):
         Agent.load(tmp_path)

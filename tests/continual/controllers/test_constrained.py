@@ -51,3 +51,9 @@ def test_budgets_are_kept_and_larger_ones_cost_less_replay() -> None:
     assert replay == sorted(replay, reverse=True) and replay[0] > 1.5 * replay[-1]
     static = simulate(Learner({"new": 0.0, "a": 2.0}, forgets={"a": 0.1}), None, plan, num_decisions=150)
     assert static[-1].losses["a"] > static[0].losses["a"] + 0.35, "the plan alone breaks the smaller budgets"
+
+
+def test_a_stage_without_new_text_keeps_its_plan() -> None:
+    seen = observe({"a": 2.0, "b": 2.0}, {"a": 2.5, "b": 2.0}, weights={"a": 0.5, "b": 0.5})
+    plan = {"a": 0.75, "b": 0.25}
+    assert Constrained({"a": 0.1}, ("a", "b")).decide(seen, plan) == plan

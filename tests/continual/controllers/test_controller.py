@@ -64,3 +64,10 @@ def test_the_base_loss_of_a_domain_that_joins_later_is_its_first() -> None:
 def test_an_observation_survives_json_exactly() -> None:
     observation = Observation(3, 4096, {"a": 2.1 / 3}, {"a": 0.1 + 0.2})
     assert Observation.from_json(json.loads(json.dumps(observation.to_json()))) == observation
+
+
+def test_what_ceilings_leave_over_goes_to_shares_that_a_floor_alone_keeps() -> None:
+    assert bounded({"new": 1.0, "old": 0.0}, 0.02, {"new": 0.6}) == pytest.approx({"new": 0.6, "old": 0.4})
+    assert bounded({"new": 1.0, "old": 1e-40, "law": 0.0}, 0.02, {"new": 0.6}) == pytest.approx(
+        {"new": 0.6, "old": 0.2, "law": 0.2}
+    )

@@ -42,3 +42,9 @@ def test_the_worst_forgetting_falls_at_equal_replay() -> None:
     steered = run(Prioritised(("a", "b")))
     assert worst(steered) < 0.9 * worst(run(None))
     assert all(observation.weights["new"] == pytest.approx(0.7) for observation in steered)
+
+
+def test_small_rises_to_a_large_power_go_to_the_worst() -> None:
+    seen = observe({"new": 4.0, "a": 2.0, "b": 2.0}, {"new": 3.0, "a": 2.0 + 1e-6, "b": 2.0 + 2e-6}, weights=PLAN)
+    shares = Prioritised(("a", "b"), exponent=60.0, kept_share=0.0).decide(seen, PLAN)
+    assert shares == pytest.approx({"new": 0.7, "a": 0.0, "b": 0.3})

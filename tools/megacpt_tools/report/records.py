@@ -21,7 +21,8 @@ from megacpt.checkpoint.folder import CheckpointFolder, read_state
 from megacpt.continual.curves import Curve, held_out_curves
 from megacpt.continual.gap import StabilityGap, stability_gap
 from megacpt.continual.transfer import StageMatrix, forgetting
-from megacpt.errors import CheckpointError, MegacptError
+from megacpt.data.history import History
+from megacpt.errors import CheckpointError, DataError, MegacptError
 from megacpt.observe.record import EvaluationRecord
 from megacpt.observe.sinks import read_json_lines
 from megacpt.recipe import Architecture
@@ -30,7 +31,7 @@ from megacpt.units import parse_tokens
 
 @dataclass(frozen=True)
 class RunStage:
-    """A stage of a run's plan: from which token on, and the shares of its domains."""
+    """A stage of a run's plan: after how many trained tokens it begins, and the shares of its domains."""
 
     from_tokens: int
     weights: Mapping[str, float]
@@ -140,7 +141,7 @@ class RunRecords:
     @cached_property
     def matrix(self) -> StageMatrix:
         """The loss of every domain after every stage."""
-        ends = [*(stage.from_tokens for stage in self.stages[1:]), self.planned_tokens]
+        ends = [*(stage.from_tokens for stage in self.stages[1:]), max(self.planned_tokens, self.tokens)]
         learned_in = {
             name: next((number for number, stage in enumerate(self.stages, 1) if stage.weights.get(name)), 0)
             for name, role in self.roles.items()
@@ -177,10 +178,13 @@ def told_apart(runs: Sequence[RunRecords]) -> list[RunRecords]:
 def _stages(folder: Path, recipe: Mapping[str, Any]) -> tuple[RunStage, ...]:
     """The stages of the plan in the newest checkpoint; without one that can be read, the whole run is one stage."""
     newest = CheckpointFolder(folder / "checkpoints").newest()
-    with suppress(CheckpointError):
+    with suppress(CheckpointError, DataError):
         if newest is not None:
-            plan = read_state(newest)["data"]["plan"]
-            return tuple(RunStage(stage["from_tokens"], stage["weights"]) for stage in plan)
+            history = History.from_json(read_state(newest)["data"])  # stages begin with whole steps
+            return tuple(
+                RunStage(history.tokens(history.num_steps(stage.from_tokens)), stage.settings.weights)
+                for stage in history.plan
+            )
     weights = {name: domain.get("weight") or 0.0 for name, domain in recipe["data"]["domains"].items()}
     return (RunStage(0, weights),)
 
