@@ -87,10 +87,11 @@ def check_special_tokens(
 
 
 def check_head(plan: Blueprint, source: WeightSource) -> None:
-    """Refuse weights whose head is not what `tie_word_embeddings` says. Random weights have no say.
+    """Refuse weights whose vocabulary or head is not what the config says. Random weights have no say.
 
     Raises:
-        ModelError: an untied head is missing, or a tied one differs from the embedding.
+        ModelError: the embedding or the head has other rows than the vocabulary, which loading would cut or pad; an
+            untied head is missing, or a tied one differs from the embedding.
     """
     if not isinstance(source, SafetensorsWeights):
         return
@@ -102,6 +103,15 @@ def check_head(plan: Blueprint, source: WeightSource) -> None:
             found=f"no tensor '{head}'",
             hint="If the embedding is the head, set tie_word_embeddings: true in config.json; else fetch the weights.",
         )
+    for name in (embedding, head):
+        if name in source and (num_rows := source.num_rows(name)) != plan.vocab_size:
+            raise ModelError(
+                f"the weights do not fit the model's config, at '{name}'",
+                where=str(source.folder),
+                found=counted(num_rows, "row"),
+                expected=f"{plan.vocab_size:,}, the config's vocab_size",
+                hint="config.json and the weights are of different models.",
+            )
     if plan.tied and head in source:
         parts = (source.read(name, PART_OF_THE_HEAD) for name in (head, embedding))
         if not torch.equal(*parts):

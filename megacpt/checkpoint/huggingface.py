@@ -99,7 +99,16 @@ class SafetensorsWeights:
 
     def __contains__(self, name: str) -> bool:
         """Whether the folder has the tensor `name`."""
-        return name in self.files or name.removeprefix(f"{self.base_name}.") in self.files
+        return self._stored(name) in self.files
+
+    def num_rows(self, name: str) -> int:
+        """How many rows the tensor `name`, which the folder has, is stored with."""
+        stored = self._stored(name)
+        with self._open(self.files[stored]) as file:
+            return int(file.get_slice(stored).get_shape()[0])
+
+    def _stored(self, name: str) -> str:
+        return name if name in self.files else name.removeprefix(f"{self.base_name}.")
 
     def _open(self, file: str) -> safe_open:
         try:
@@ -124,7 +133,7 @@ class SafetensorsWeights:
                 where=str(self.folder),
                 hint="The weights are incomplete, or of another architecture than config.json.",
             )
-        stored = name if name in self.files else name.removeprefix(f"{self.base_name}.")
+        stored = self._stored(name)
         with self._open(self.files[stored]) as file:
             if piece is None:
                 return file.get_tensor(stored)

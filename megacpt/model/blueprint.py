@@ -53,6 +53,7 @@ class Blueprint:
             fuse_ops(self.model)
         self.config = self.model.config
         self.config._attn_implementation = register(attention)
+        self._known = type(config)()
         self.base = self.model.base_model
         self.base_name: str = self.model.base_model_prefix
         for part in ("embed_tokens", "layers", "norm", "rotary_emb"):
@@ -63,6 +64,11 @@ class Blueprint:
                 )
         if getattr(self.model.get_output_embeddings(), "bias", None) is not None:
             raise ModelError(f"model type '{config.model_type}' has a bias on its output head, which is not supported")
+
+    def _stated(self, key: str) -> Any:
+        """What the config says, None if nothing. Transformers keeps a key that the architecture does not have, as a
+        conversion may leave behind, and ignores it; so must we."""
+        return getattr(self.config, key, None) if hasattr(self._known, key) else None
 
     @property
     def num_layers(self) -> int:
@@ -107,26 +113,26 @@ class Blueprint:
     @property
     def embedding_multiplier(self) -> float:
         """A factor on the embeddings, applied to the hidden states (Granite)."""
-        return float(getattr(self.config, "embedding_multiplier", None) or 1.0)
+        return float(self._stated("embedding_multiplier") or 1.0)
 
     @property
     def logit_softcap(self) -> float:
         """c in c * tanh(logit / c) (Gemma 2); 0 means none."""
-        return float(getattr(self.config, "final_logit_softcapping", None) or 0.0)
+        return float(self._stated("final_logit_softcapping") or 0.0)
 
     @property
     def logit_scale(self) -> float:
         """A factor on the logits (Cohere multiplies by it, Granite divides by its inverse)."""
-        divisor = getattr(self.config, "logits_scaling", None)
-        factor = getattr(self.config, "logit_scale", None)
+        divisor = self._stated("logits_scaling")
+        factor = self._stated("logit_scale")
         return 1.0 / float(divisor) if divisor else float(factor or 1.0)
 
     def layer_type(self, index: int) -> str:
         """`full_attention` or `sliding_attention`."""
-        types = getattr(self.config, "layer_types", None)
+        types = self._stated("layer_types")
         if types:
             return str(types[index])
-        return SLIDING if getattr(self.config, "sliding_window", None) else FULL
+        return SLIDING if self._stated("sliding_window") else FULL
 
     def window(self, index: int) -> int | None:
         """How many tokens, itself included, a token of this layer sees; None: all before it."""
@@ -146,9 +152,23 @@ def refuse_unsupported(config: Any) -> None:
     """Refuse by name what would be trained wrongly.
 
     Raises:
-        ModelError: mixture-of-experts, bidirectional or linear attention, or not a decoder-only text model.
+        ModelError: mixture-of-experts, bidirectional or linear attention, quantised weights, dropout of embeddings, or
+            not a decoder-only text model.
     """
     kind = config.model_type
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"the weights of this '{kind}' are quantised, or made to be",
+            where="config.json: quantization_config",
+            hint="Training needs whole weights: take the model that they were made from.",
+        )
+    if getattr(config, "embedding_dropout", 0.0):
+        raise ModelError(
+            f"this '{kind}' drops out parts of its embeddings, which megacpt does not",
+            where="config.json: embedding_dropout",
+            found=config.embedding_dropout,
+            expected=0.0,
+        )
     if getattr(config, "text_config", None) is not None:
         raise ModelError(
             f"model type '{kind}' wraps a text model in a multimodal one",

@@ -62,7 +62,7 @@ def fill(module: nn.Module, hf_name: str, source: WeightSource, group: TensorGro
     """Replace the meta parameters of `module`, which is `hf_name` in the Hugging Face model, by real ones.
 
     Raises:
-        ModelError: a tensor's shape is not the one that the config promises.
+        ModelError: a tensor's shape is not the one that the config promises, or it holds no floats of 16 bits or more.
     """
     for name, owner, leaf, piece in list(parameters_with_slices(module)):
         empty = owner.get_parameter(leaf)
@@ -73,6 +73,12 @@ def fill(module: nn.Module, hf_name: str, source: WeightSource, group: TensorGro
                 found=f"shape {list(tensor.shape)}" + ("" if piece is None else " of this rank's slice"),
                 expected=list(empty.shape),
                 hint="config.json and the weights are of different models.",
+            )
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise ModelError(
+                f"the weights are quantised, at '{hf_name}.{name}'",
+                found=tensor.dtype,
+                hint="Their scales would be lost: take the model that they were made from.",
             )
         parameter = nn.Parameter(tensor.to(dtype).contiguous(), requires_grad=empty.requires_grad)
         setattr(owner, leaf, parameter)

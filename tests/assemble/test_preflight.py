@@ -91,8 +91,9 @@ def edit_head(folder: Path, head: torch.Tensor | None) -> None:
     save_file(tensors if head is None else tensors | {"lm_head.weight": head}, folder / "model.safetensors")
 
 
-def check_head(folder: Path, tied: bool) -> None:
-    plan = Blueprint(small_config("llama", num_hidden_layers=6, tie_word_embeddings=tied), torch.float32)
+def check_head(folder: Path, tied: bool, **changes: int) -> None:
+    config = small_config("llama", num_hidden_layers=6, tie_word_embeddings=tied, **changes)
+    plan = Blueprint(config, torch.float32)
     preflight.check_head(plan, SafetensorsWeights(folder))
 
 
@@ -105,6 +106,17 @@ def test_a_head_that_tie_word_embeddings_contradicts_is_refused(base: Path) -> N
     edit_head(base, None)
     check_head(base, tied=True)
     with pytest.raises(ModelError, match=r"but there are none \(found no tensor 'lm_head\.weight'\)"):
+        check_head(base, tied=False)
+
+
+@pytest.mark.parametrize("vocab_size", [110, 126])
+def test_weights_of_another_vocabulary_are_refused(base: Path, vocab_size: int) -> None:
+    with pytest.raises(
+        ModelError, match=rf"at 'model\.embed_tokens\.weight' \(found 118 rows, expected {vocab_size}, the config's"
+    ):
+        check_head(base, tied=False, vocab_size=vocab_size)
+    edit_head(base, torch.zeros(vocab_size, 32))
+    with pytest.raises(ModelError, match=rf"at 'lm_head\.weight' \(found {vocab_size} rows, expected 118"):
         check_head(base, tied=False)
 
 

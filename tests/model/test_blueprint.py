@@ -99,6 +99,15 @@ def test_bidirectional_attention_is_refused() -> None:
         Blueprint(config, torch.float32)
 
 
+@pytest.mark.parametrize(
+    "model_type, stated",
+    [("llama", {"quantization_config": {"quant_method": "fp8"}}), ("starcoder2", {"embedding_dropout": 0.1})],
+)
+def test_what_training_would_lose_is_refused(model_type: str, stated: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=rf"config\.json: {next(iter(stated))}: "):
+        refuse_unsupported(small_config(model_type, **stated))
+
+
 def test_unknown_kinds_of_layers_are_refused() -> None:
     config = small_config("llama")
     config.layer_types = ["full_attention", "linear_attention", "chunked_attention"]

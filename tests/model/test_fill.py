@@ -74,6 +74,14 @@ def test_weights_of_another_shape_are_named() -> None:
         fill(linear, "up", Fixed(torch.zeros(1)), TensorGroup(), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantised_weights_are_refused(dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        linear = nn.Linear(6, 4, bias=False)
+    with pytest.raises(ModelError, match=rf"quantised, at 'up\.weight' \(found {dtype}\)"):
+        fill(linear, "up", Fixed(torch.ones(4, 6).to(dtype)), TensorGroup(), torch.float32)
+
+
 def test_parameters_come_with_their_slices() -> None:
     with torch.device("meta"):
         block = nn.ModuleDict({"norm": nn.LayerNorm(6), "linear": nn.Linear(6, 4, bias=False)})

@@ -62,6 +62,12 @@ def test_any_forgotten_fact_shows(fact: str, wrong: Any, model_type: str, monkey
     assert logit_difference(shrink(config)) > 10 * TOLERANCE
 
 
+@pytest.mark.parametrize("model_type", ["llama", "olmo2"])
+def test_what_transformers_ignores_is_ignored(model_type: str) -> None:
+    left_over = dict(sliding_window=5, embedding_multiplier=2.0, logit_scale=0.5, final_logit_softcapping=1.0)
+    assert logit_difference(shrink(small_config(model_type, **left_over))) < TOLERANCE
+
+
 def test_what_cannot_be_assembled_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="model type 'gpt_neox' is not understood"):
         probe(small_config("gpt_neox"))
