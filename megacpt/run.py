@@ -82,6 +82,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
     saved = resume.check_continues(resolved, checkpoint, start.accepted) if checkpoint else None
     first_step = saved["step"] if saved else 0
     origin = checkpoint.parent.parent if checkpoint else None
+    is_branch = origin is not None and origin.resolve() != folder.resolve()
 
     # Model and data, checked against each other.
     base = model.model_folder(recipe)
@@ -134,7 +135,7 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         if is_main:
             CheckpointFolder(folder / "checkpoints").set_aside_after(first_step)
         restore(engine, checkpoint, channel)
-        if recipe.optimizer.reset and checkpoint.parent.parent.resolve() != folder.resolve():
+        if recipe.optimizer.reset and is_branch:
             engine.forget_moments()
 
     if is_main and saved and (jump := rate_jump(resolved, saved)):
@@ -158,7 +159,9 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         shown = model.describe(resolved, plan, bounds, world.device) | data.describe(stream, resolved.last_step)
         shown |= data.describe_objective(recipe, stream.history)
         sinks = open_sinks(resolved, folder, first_step, shown, due, origin)
-    stopping = Stopping(Agreement(world.world_size), start.signalled, start.deadline)
+    stopping = Stopping(
+        Agreement(world.world_size), start.signalled, start.deadline, num_saves=1 + recipe.checkpoint.asynchronous
+    )
     loader = data.loader(resolved, stream, place, first_step)
     guard = Guard(GuardSettings(**recipe.guard.model_dump(exclude={"hang_timeout_seconds"})), events, loader)
     if saved:
@@ -193,6 +196,8 @@ def run(resolved: Resolved, world: World, start: Start) -> bool:
         milestones=resolved.milestones_tokens,
         at_start=recipe.guard.on_spike == "rollback",
         at_end=recipe.checkpoint.at_end,
+        is_branch=is_branch,
+        is_unfinished=lambda: evaluation.is_due,
         saved=stopping.saved,
     )
     watch = budget_watch(recipe, origin, first_step, checkpointing.save, is_main)

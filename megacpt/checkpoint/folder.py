@@ -77,7 +77,7 @@ class CheckpointFolder:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"*{PARTIAL}"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)  # what another process holds open is tried again
         free_bytes = shutil.disk_usage(self.folder).free
         if free_bytes < needed_bytes:
             raise CheckpointError(
@@ -116,9 +116,10 @@ class CheckpointFolder:
         _sync(partial / MANIFEST)
         for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
             _sync(folder)
-        if final.exists():  # the same step saved again, after a resume from an older checkpoint
+        is_again = final.exists()  # the same step saved again, after a resume from an older checkpoint
+        if is_again:
             (self.folder / LATEST).unlink(missing_ok=True)
-            self.discard(final)
+            final.rename(_discarded(final))
         partial.rename(final)
         _sync(self.folder)
         aside = self.folder / f"{LATEST}{PARTIAL}.txt"
@@ -126,6 +127,8 @@ class CheckpointFolder:
         _sync(aside)
         aside.rename(self.folder / LATEST)
         _sync(self.folder)
+        if is_again:
+            shutil.rmtree(_discarded(final), ignore_errors=True)  # what cannot be removed is tried again
         return final
 
     def prune(self, retention: Retention, spared: Collection[Path] = ()) -> list[Path]:
@@ -143,7 +146,7 @@ class CheckpointFolder:
 
     def discard(self, checkpoint: Path) -> None:
         """Remove a checkpoint; first its name, so that a half-removed one is never taken for complete."""
-        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}-discarded{PARTIAL}")))
+        shutil.rmtree(checkpoint.rename(_discarded(checkpoint)))
 
     def set_aside_after(self, step: int) -> None:
         """Rename the checkpoints beyond `step`, from which the run is about to take another way: they stay readable by
@@ -171,6 +174,11 @@ class CheckpointFolder:
 def step_of(checkpoint: Path) -> int:
     """The steps done before a complete checkpoint was saved, by its name."""
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def _discarded(checkpoint: Path) -> Path:
+    """What a checkpoint is called while it is removed."""
+    return checkpoint.with_name(f"{checkpoint.name}-discarded{PARTIAL}")
 
 
 def _standing(checkpoint: Path) -> dict[str, Any]:

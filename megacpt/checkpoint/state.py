@@ -168,16 +168,25 @@ class StoredState:
     def check(self, held: Iterable[Held], channel: Channel) -> None:
         """Refuse a state that is not the stored one, bit for bit: every tensor, every replica of it. Collective.
 
+        Nothing is compared of a tensor that was frozen then and is not now, or the other way round: its weights are
+        rounded from then on, or no longer, and it has other kinds.
+
         Raises:
             CheckpointError: naming the first tensors that differ.
         """
         sums: dict[tuple[str, int, str], int] = {}
+        thawed_or_frozen = set()
         for part in held:
+            name = part.fragment.name
+            if part.values.keys() != self._tensors[name]["digests"].keys():
+                thawed_or_frozen.add(name)
+                continue
             for kind, digest in digests(part.fragment, part.values).items():
-                key = part.fragment.name, part.copy, kind
-                sums[key] = (sums.get(key, 0) + digest) % 2**64
+                sums[name, part.copy, kind] = (sums.get((name, part.copy, kind), 0) + digest) % 2**64
         totals: dict[tuple[str, int, str], int] = {}
-        for of_rank in channel.gather(sums):
+        passed_over: set[str] = set()
+        for of_rank, other in channel.gather((sums, thawed_or_frozen)):
+            passed_over |= other
             for key, digest in of_rank.items():
                 totals[key] = (totals.get(key, 0) + digest) % 2**64
         expected = {
@@ -186,7 +195,7 @@ class StoredState:
             for kind, digest in tensor["digests"].items()
         }
         wrong = {name for (name, _, kind), total in totals.items() if total != expected.get((name, kind), 0)}
-        missing = {name for name, _ in expected} - {name for name, _, _ in totals}
+        missing = {name for name, _ in expected} - {name for name, _, _ in totals} - passed_over
         odd = channel.broadcast(sorted(wrong | missing)[:4])
         if odd:
             raise CheckpointError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-import orjson
+from megacpt.observe.lines import LineFile
 
 EVENTS_FILE = "events.jsonl"
 
@@ -21,13 +21,10 @@ class Events:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self._lines = None if folder is None else LineFile(folder / EVENTS_FILE)
 
     def write(self, kind: str, **values: object) -> None:
         """Add an event: its kind, the time, and what there is to know of it as JSON values."""
-        if self._folder is None:
-            return
-        line = orjson.dumps({"event": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), **values})
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / EVENTS_FILE).open("ab", buffering=0) as file:
-            file.write(line + b"\n")
+        if self._lines is not None:
+            self._lines.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines.append({"event": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), **values})

@@ -6,7 +6,6 @@ the run had never stopped. The dashboards are copies for looking at.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import orjson
-
 from megacpt.errors import LaunchError
+from megacpt.observe.lines import LineFile, read_json_lines
 from megacpt.observe.log import logger
 from megacpt.observe.record import EvaluationRecord, StepRecord
 
@@ -55,25 +53,22 @@ def _closing(sink: Sink) -> Callable[[type[BaseException] | None, object, object
 class JsonLines:
     """`metrics.jsonl` and `evaluations.jsonl` in the run folder, one object a line.
 
-    A line is one write to a file opened for appending, so a killed process leaves at most one torn line, the last.
-    Opening the file anew for every line costs microseconds against a step of seconds and leaves nothing to close.
-
     Args:
         folder: the run folder; made if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = folder / "metrics.jsonl"
-        self._evaluations = folder / "evaluations.jsonl"
+        self._metrics = LineFile(folder / "metrics.jsonl")
+        self._evaluations = LineFile(folder / "evaluations.jsonl")
 
     def write_step(self, record: StepRecord) -> None:
         """Append to `metrics.jsonl`."""
-        _append(self._metrics, record.to_dict())
+        self._metrics.append(record.to_dict())
 
     def write_evaluation(self, record: EvaluationRecord) -> None:
         """Append to `evaluations.jsonl`."""
-        _append(self._evaluations, record.to_dict())
+        self._evaluations.append(record.to_dict())
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`."""
@@ -88,7 +83,7 @@ class JsonLines:
         Args:
             origin: the other's run folder.
         """
-        for path in (self._metrics, self._evaluations):
+        for path in (self._metrics.path, self._evaluations.path):
             if (origin / path.name).exists():
                 shutil.copyfile(origin / path.name, path)
 
@@ -100,50 +95,16 @@ class JsonLines:
             last_evaluation: the last step whose evaluation stays, `step` by default; one less where an evaluation of
                 `step` would only be there because the run stopped at it.
         """
-        last = {self._metrics: step, self._evaluations: step if last_evaluation is None else last_evaluation}
-        for path, last_step in last.items():
-            if path.exists():
-                kept = b"".join(
-                    orjson.dumps(line) + b"\n" for line in read_json_lines(path) if line["step"] <= last_step
-                )
-                replacement = path.with_suffix(".jsonl.new")
-                with replacement.open("wb") as file:
-                    file.write(kept)
-                    file.flush()
-                    os.fsync(file.fileno())
-                replacement.replace(path)
+        self._metrics.cut_back(step)
+        self._evaluations.cut_back(step if last_evaluation is None else last_evaluation)
 
     def evaluations(self) -> list[EvaluationRecord]:
         """The evaluations written so far, oldest first."""
-        return [EvaluationRecord.from_dict(line) for line in read_json_lines(self._evaluations)]
-
-
-def _append(path: Path, values: Mapping[str, Any]) -> None:
-    with path.open("ab", buffering=0) as file:
-        file.write(orjson.dumps(values) + b"\n")
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, if there is one, without a torn last line.
-
-    Any other line that is not JSON is left out with a warning.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    objects = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line:
-                objects.append(orjson.loads(line))
-        except orjson.JSONDecodeError:
-            if number < len(lines):
-                logger().warning("%s:%d is not JSON and is dropped", path, number)
-    return objects
+        return [EvaluationRecord.from_dict(line) for line in read_json_lines(self._evaluations.path)]
 
 
 class TensorBoard:
-    """Scalars in TensorBoard event files, with the step as their x.
+    """Scalars in TensorBoard event files, with the step as their x; on a full disk, none until the next start.
 
     Args:
         folder: where the event files go.
@@ -157,7 +118,18 @@ class TensorBoard:
     def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here, for it costs a second that not every run pays
 
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+        self._writer: SummaryWriter | None = None
+        with self._outlived():
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+
+    @contextmanager
+    def _outlived(self) -> Iterator[None]:
+        """Around what writes: a disk that fails ends these copies, not the run."""
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            logger().warning("%s: %s. TensorBoard gets nothing more until the next start.", self._folder, error)
 
     def write_step(self, record: StepRecord) -> None:
         """Add the scalars of a step."""
@@ -166,20 +138,26 @@ class TensorBoard:
     def write_evaluation(self, record: EvaluationRecord) -> None:
         """Add the scalars of an evaluation, and have them on disk at once: they are few and looked at."""
         self._write(record)
-        self._writer.flush()
+        with self._outlived():
+            if self._writer is not None:
+                self._writer.flush()
 
     def rewind(self, step: int) -> None:
         """Hide the events after `step`."""
-        self._writer.close()
+        self.close()
         self._open(step + 1)
 
     def close(self, *, failed: bool = False) -> None:
         """Write what is buffered and close the file."""
-        self._writer.close()
+        with self._outlived():
+            if self._writer is not None:
+                self._writer.close()
 
     def _write(self, record: StepRecord | EvaluationRecord) -> None:
-        for name, value in record.scalars().items():
-            self._writer.add_scalar(name, value, global_step=record.step)
+        with self._outlived():
+            for name, value in record.scalars().items():
+                if self._writer is not None:
+                    self._writer.add_scalar(name, value, global_step=record.step)
 
 
 def import_wandb(where: str = "logging.wandb") -> ModuleType:

@@ -124,8 +124,10 @@ class Checkpointing:
         events: where it is noted what became of each save.
         every_steps: None: not on the way.
         milestones: name -> tokens: the last checkpoint that has not gone beyond them is kept under this name.
-        at_start: save before the first step of the run, so that there is something to roll back to.
+        at_start: save before the first step, unless this run has that checkpoint: there is something to roll back to.
         at_end: save after the last step done.
+        is_branch: the run goes on from a checkpoint that is not in its own folder.
+        is_unfinished: whether something is left to the next start, which needs a checkpoint then, `at_end` or not.
         saved: told how many seconds a save took, from its beginning until it was complete.
     """
 
@@ -141,9 +143,11 @@ class Checkpointing:
         milestones: Mapping[str, int],
         at_end: bool,
         at_start: bool = False,
+        is_branch: bool = False,
+        is_unfinished: Callable[[], bool] = lambda: False,
         saved: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self.at_start, self.saved = at_start, saved
+        self.at_start, self.is_branch, self.is_unfinished, self.saved = at_start, is_branch, is_unfinished, saved
         self.engine = engine
         self.saver = saver
         self.state = state
@@ -160,15 +164,14 @@ class Checkpointing:
         self.finish()
 
     def before_training(self, step: int) -> None:
-        self._saved_step = step if step else None
-        if self.at_start and step == 0:
+        self._saved_step = step if step and not self.is_branch else None
+        if self.at_start:
             self.save(step)
 
     def after_step(self, record: StepRecord) -> None:
         self._note(self.saver.poll())
-        names = [name for name, end in self.milestones.items() if record.tokens <= end < self.tokens(record.step + 1)]
-        if names or (self.every_steps is not None and record.step % self.every_steps == 0):
-            self.save(record.step, names)
+        if self._names(record.step) or (self.every_steps is not None and record.step % self.every_steps == 0):
+            self.save(record.step)
 
     def rewind(self, step: int) -> None:
         if self.saver.channel.is_main:
@@ -176,22 +179,21 @@ class Checkpointing:
         self._saved_step = step
 
     def after_training(self, step: int, stopped: bool) -> None:
-        if self.at_end or stopped:
+        if self.at_end or stopped or self.is_unfinished():
             self.save(step)
         self.finish()
 
-    def save(self, step: int, milestones: Sequence[str] = ()) -> None:
-        """Write the checkpoint of the present step, unless it is written; a failure is told, and the run goes on.
-
-        Args:
-            step: the present one.
-            milestones: names under which it is kept for good.
-        """
+    def save(self, step: int) -> None:
+        """Write the checkpoint of the present step, unless it is written; a failure is told, and the run goes on."""
         self.finish()
-        if self._saved_step == step and not milestones:
+        if self._saved_step == step:
             return
-        state = self.state(step) | {"milestones": list(milestones)}
+        state = self.state(step) | {"milestones": self._names(step)}
         self._note(self.saver.save(state, self.engine.counters(), self.engine.held()))
+
+    def _names(self, step: int) -> list[str]:
+        """The milestones that the checkpoint of a step is."""
+        return [name for name, end in self.milestones.items() if self.tokens(step) <= end < self.tokens(step + 1)]
 
     def finish(self) -> None:
         """Wait until a save in the background is complete."""

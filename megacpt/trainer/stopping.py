@@ -41,6 +41,7 @@ class Stopping:
         signalled: whether a signal came to this process.
         deadline: the moment, in seconds since the epoch, at which the scheduler kills; None: none. Only that of rank 0
             needs to be right.
+        num_saves: how many a stop may have to wait for: its own, and one in the background that it comes upon.
         clock: seconds since the epoch.
     """
 
@@ -49,8 +50,10 @@ class Stopping:
         agreement: Agreement,
         signalled: Callable[[], bool] = lambda: False,
         deadline: float | None = None,
+        num_saves: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._num_saves = num_saves
         self._agreement = agreement
         self._signalled = signalled
         self._deadline = deadline
@@ -93,7 +96,8 @@ class Stopping:
             return Reason.SIGNAL
         save = UNMEASURED_SAVE_SECONDS if self._slowest_save_seconds is None else 1.5 * self._slowest_save_seconds
         # Two steps: the one that begins now, and the one after it, when the agreement is next asked.
-        is_last_moment = self._deadline is not None and now + 2 * self._slowest_step_seconds + save > self._deadline
+        needed = 2 * self._slowest_step_seconds + self._num_saves * save
+        is_last_moment = self._deadline is not None and now + needed > self._deadline
         return Reason.TIME_LIMIT if is_last_moment else Reason.NONE
 
 

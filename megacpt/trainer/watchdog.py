@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from megacpt.observe.log import logger
@@ -75,7 +76,8 @@ class Watchdog:
         while not self._end.wait(self._period_seconds):
             activity, since, patience = self._noted
             seconds = time.monotonic() - since
-            self._write(activity, seconds)
+            with suppress(OSError):  # a full or slow disk: this rank looks frozen to the others, and watches on
+                self._write(activity, seconds)
             # Should this thread never run again, because some code keeps the interpreter to itself, this one fires.
             limit = self._timeout_seconds * patience
             faulthandler.dump_traceback_later(2 * limit, exit=True, file=self._stacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -165,6 +166,23 @@ def test_a_checkpoint_disappears_at_once(checkpoints: CheckpointFolder, monkeypa
     monkeypatch.setattr(shutil, "rmtree", lambda path: seen.append(names(checkpoints)))
     save(checkpoints, 2, keep_last=1)
     assert seen == [["step_000002"]]
+
+
+def test_leftovers_that_cannot_be_removed_do_not_fail_a_save(
+    checkpoints: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that another process holds open stay on NFS until it closes them."""
+    leftover = checkpoints.begin(1)
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    save(checkpoints, 2)
+    save(checkpoints, 2)
+    assert names(checkpoints) == ["step_000002"] and latest(checkpoints) == "step_000002"
+    assert leftover.exists()
 
 
 def test_what_was_just_saved_is_kept(checkpoints: CheckpointFolder) -> None:

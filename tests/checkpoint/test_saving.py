@@ -6,10 +6,8 @@ import errno
 import json
 import os
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from megacpt.checkpoint.state import StoredState
 from megacpt.parallel.fragments import Fragment, Held
 from megacpt.parallel.slices import Slice
 from tests.checkpoint.states import held_of, random_tensors
+from tests.disks import file_size_limit
 from tests.distributed import run_ranks
 
 COUNTERS = {"optimizer_updates": 3}
@@ -115,21 +114,6 @@ def test_a_disk_that_fails_loses_nothing(
     assert damage(tmp_path / "step_000001") == []
     assert save(writer, 3).error is None
     assert names(tmp_path) == ["latest", "step_000003"]
-
-
-@contextmanager
-def file_size_limit(num_bytes: int) -> Iterator[None]:
-    """A kernel that refuses to let files grow: what safetensors itself meets on a full disk."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_file_that_the_kernel_cuts_off_fails_the_save(tmp_path: Path) -> None:

@@ -78,6 +78,18 @@ def test_a_changed_element_is_found(kind: str, copy: int, checkpoint: Path) -> N
         StoredState(checkpoint).check([changed, *others], Channel())
 
 
+def test_a_tensor_that_is_no_longer_frozen_has_no_digest_to_compare(checkpoint: Path) -> None:
+    """In bf16 it was stored rounded; its average, if the others have one, begins now."""
+
+    def freeze(index: dict[str, Any]) -> None:
+        index["tensors"]["b"]["digests"] = {"master": "0123456789abcdef"}
+
+    edit_index(checkpoint, freeze)
+    StoredState(checkpoint).check(held_of(TENSORS), Channel())
+    with pytest.raises(CheckpointError, match="another digest of b"):
+        StoredState(checkpoint).check(held_of({"a": TENSORS["a"]}), Channel())
+
+
 def test_a_tensor_that_nobody_loaded_is_found(checkpoint: Path) -> None:
     """A parameter group that is passed over keeps its initial values without any error elsewhere."""
     with pytest.raises(CheckpointError, match="another digest of b"):

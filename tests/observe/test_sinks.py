@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from megacpt.errors import LaunchError
 from megacpt.observe.record import DomainEvaluation, DomainLoss, EvaluationRecord, GradientAlignment, StepRecord
 from megacpt.observe.sinks import JsonLines, TensorBoard, Wandb, closing_all
+from tests.disks import file_size_limit
 
 
 def step(number: int, loss: float = 3.0, mfu: float | None = None) -> StepRecord:
@@ -201,3 +202,13 @@ def test_a_run_that_wandb_does_not_take_is_one_clear_error(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with pytest.raises(LaunchError, match=r"^logging\.wandb: .*found No API key configured\)\. Set WANDB_API_KEY"):
         Wandb(tmp_path, {}, {})
+
+
+def test_a_disk_that_fails_ends_tensorboard_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with file_size_limit(300):
+        sink = TensorBoard(tmp_path)
+        for number in range(1, 5):
+            sink.write_step(step(number))
+            sink.write_evaluation(evaluation(number))
+        sink.close()
+    assert capsys.readouterr().err.count("TensorBoard gets nothing more") == 1

@@ -204,6 +204,17 @@ def test_a_new_checkpoint_ends_the_row_of_failures(job: Job) -> None:
         assert job.requests() == requests
 
 
+def test_a_requeued_branch_goes_on_from_its_own_checkpoints(job: Job) -> None:
+    branch = ("--recipe", "x", "--resume", "runs/trunk")
+    for log, begins_at in (
+        ("", "runs/trunk"),
+        ("0: checkpoint runs/x/checkpoints/step_000008", "runs/trunk"),
+        ("", "auto"),
+    ):
+        job.run(*branch, TRAIN_STATUS=str(INTERRUPTED), TRAIN_LOG=log)
+        assert job.call("0")["arguments"][-2:] == ["--resume", begins_at]
+
+
 @pytest.mark.parametrize(
     "sent, requests", [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)], ids=["time limit", "cancelled or preempted"]
 )

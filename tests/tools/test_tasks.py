@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megacpt.errors import LaunchError
-from megacpt.observe.sinks import read_json_lines
+from megacpt.observe.lines import read_json_lines
 from megacpt_tools import cli
 from megacpt_tools.report.page import render
 from megacpt_tools.report.records import RunRecords

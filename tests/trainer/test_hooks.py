@@ -126,6 +126,33 @@ def test_a_milestone_is_the_last_checkpoint_before_its_end(end: int, step: int, 
     assert names(tmp_path) == [f"step_{step:06d}", "step_000009"]
 
 
+@pytest.mark.parametrize("steps", [[5], [5, 5]], ids=["by another hook alone", "and when it is due"])
+def test_whoever_saves_a_milestone_s_step_saves_the_milestone(steps: list[int], tmp_path: Path) -> None:
+    """The alarm for forgetting saves before the step is over, and may end the run."""
+    hook = checkpointing(tmp_path, milestones={"pre_anneal": 5 * 64})
+    for step in steps:
+        hook.save(step)
+    assert [(save["step"], save["milestones"]) for save in saves(tmp_path)] == [(5, ["pre_anneal"])]
+
+
+def test_a_branch_has_its_first_checkpoint_from_a_stop_or_for_rollbacks(tmp_path: Path) -> None:
+    for at_start in (False, True):
+        folder = tmp_path / str(at_start)
+        hook = checkpointing(folder, is_branch=True, at_start=at_start)
+        hook.before_training(4)
+        assert names(folder) == ["step_000004"] * at_start
+        hook.after_training(4, stopped=True)
+        assert names(folder) == ["step_000004"]
+
+
+def test_an_evaluation_that_is_left_at_the_end_needs_a_checkpoint(tmp_path: Path) -> None:
+    for is_unfinished in (False, True):
+        hook = checkpointing(tmp_path, every_steps=None, at_end=False, is_unfinished=lambda left=is_unfinished: left)
+        hook.before_training(0)
+        hook.after_training(7, stopped=False)
+        assert names(tmp_path) == ["step_000007"] * is_unfinished
+
+
 def test_a_save_is_completed_though_training_fails(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), checkpointing(tmp_path, asynchronous=True) as hook:
         hook.after_step(record_of(3))

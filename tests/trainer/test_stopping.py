@@ -45,6 +45,14 @@ def test_a_save_that_was_not_measured_is_taken_to_be_slow() -> None:
     assert 1000.0 + num_steps * 10.0 + UNMEASURED_SAVE_SECONDS <= 2000.0
 
 
+def test_a_save_in_the_background_is_waited_for_too() -> None:
+    clock = Clock()
+    for num_saves, is_time in ((1, False), (2, True)):
+        stopping = Stopping(Agreement(1), deadline=clock.now + 2.5 * 100.0, num_saves=num_saves, clock=clock)
+        stopping.saved(100.0)
+        assert stopping.now() is is_time
+
+
 def test_without_a_limit_and_a_signal_it_goes_on() -> None:
     stopping = Stopping(Agreement(1))
     stopping.begin_step()

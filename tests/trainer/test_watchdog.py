@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -26,6 +28,23 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "rank_0000.json").exists()
     dog.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_end_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, what was armed last would end a run that is well."""
+    written = threading.Semaphore(0)
+
+    def full(*_: object) -> None:
+        written.release()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Watchdog, "_write", full)
+    dog = Watchdog(tmp_path, 0, 1, timeout_seconds=600)
+    dog._period_seconds = 0.01
+    dog.start()
+    for _ in range(3):
+        assert written.acquire(timeout=20), "it ended at the first error"
+    dog.close()
 
 
 def test_without_a_timeout_there_is_no_watchdog(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure what is not measured yet, and say what came out."""
     from megacpt.checkpoint.export import export
     from megacpt.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
-    from megacpt.observe.sinks import read_json_lines
+    from megacpt.observe.lines import read_json_lines
 
     records = arguments.run_folder / RECORDS
     done = {(line["tokens"], task) for line in read_json_lines(records) for task in line.get("asked", line["scores"])}

@@ -10,7 +10,7 @@ from megacpt.checkpoint.folder import CheckpointFolder, read_state
 from megacpt.checkpoint.huggingface import SafetensorsWeights
 from megacpt.checkpoint.state import StoredState
 from megacpt.continual.drift import layer_drift
-from megacpt.observe.sinks import read_json_lines
+from megacpt.observe.lines import read_json_lines
 
 RECORDS = "drift.jsonl"
 

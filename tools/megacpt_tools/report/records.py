@@ -23,8 +23,8 @@ from megacpt.continual.gap import StabilityGap, stability_gap
 from megacpt.continual.transfer import StageMatrix, forgetting
 from megacpt.data.history import History
 from megacpt.errors import CheckpointError, DataError, MegacptError
+from megacpt.observe.lines import read_json_lines
 from megacpt.observe.record import EvaluationRecord
-from megacpt.observe.sinks import read_json_lines
 from megacpt.recipe import Architecture
 from megacpt.units import parse_tokens
 
