@@ -1,5 +1,6 @@
 """Where records go, and what a resumed run finds there."""
 
+import errno
 import json
 import math
 import sys
@@ -14,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from megacpt.errors import LaunchError
 from megacpt.observe.record import DomainEvaluation, DomainLoss, EvaluationRecord, GradientAlignment, StepRecord
 from megacpt.observe.sinks import JsonLines, TensorBoard, Wandb, closing_all
-from tests.disks import file_size_limit
 
 
 def step(number: int, loss: float = 3.0, mfu: float | None = None) -> StepRecord:
@@ -205,10 +205,14 @@ def test_a_run_that_wandb_does_not_take_is_one_clear_error(tmp_path: Path, monke
 
 
 def test_a_disk_that_fails_ends_tensorboard_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with file_size_limit(300):
-        sink = TensorBoard(tmp_path)
-        for number in range(1, 5):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sink = TensorBoard(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+        for number in (1, 2):
             sink.write_step(step(number))
             sink.write_evaluation(evaluation(number))
-        sink.close()
+    sink.close()
     assert capsys.readouterr().err.count("TensorBoard gets nothing more") == 1

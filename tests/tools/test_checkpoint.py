@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_prune_says_first_and_does_then(run: Path, capsys: pytest.CaptureFixture
     assert names(run) == before
     assert main(["checkpoint", "prune", str(run), "--keep-last", "1", "--set-aside", "--yes"]) == 0
     assert names(run) == ["step_000002", "step_000004"]
+
+
+def test_prune_takes_a_save_that_is_under_way_its_name_first(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completed with a part of its files gone it would be the newest checkpoint, and damaged."""
+    named: list[bool] = []
+    partial = run / "checkpoints" / "step_000005.partial"
+    monkeypatch.setattr(shutil, "rmtree", lambda path: named.append(partial.exists() and partial.samefile(path)))
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "4", "--yes"]) == 0
+    assert named and not any(named) and not partial.exists()
 
 
 def test_prune_spares_the_newest_intact(run: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     for path in removed + others:
         print(f"{'removing' if arguments.yes else 'would remove'} {path}")
     if arguments.yes:
-        for path in removed:
-            folder.discard(path)
-        for path in others:
-            shutil.rmtree(path)
+        for path in removed + others:
+            with suppress(FileNotFoundError):  # a save that was under way is complete now, or has removed it
+                folder.discard(path)
     return 0
