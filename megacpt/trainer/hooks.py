@@ -179,7 +179,7 @@ class Checkpointing:
         self._saved_step = step
 
     def after_training(self, step: int, stopped: bool) -> None:
-        if self.at_end or stopped or self.is_unfinished():
+        if self.at_end or stopped or (step and self.is_unfinished()):  # before the first step nothing is lost
             self.save(step)
         self.finish()
 

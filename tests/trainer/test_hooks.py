@@ -146,11 +146,11 @@ def test_a_branch_has_its_first_checkpoint_from_a_stop_or_for_rollbacks(tmp_path
 
 
 def test_an_evaluation_that_is_left_at_the_end_needs_a_checkpoint(tmp_path: Path) -> None:
-    for is_unfinished in (False, True):
-        hook = checkpointing(tmp_path, every_steps=None, at_end=False, is_unfinished=lambda left=is_unfinished: left)
+    for last, is_left, saved in ((7, False, []), (0, True, []), (7, True, ["step_000007"])):
+        hook = checkpointing(tmp_path, every_steps=None, at_end=False, is_unfinished=lambda is_left=is_left: is_left)
         hook.before_training(0)
-        hook.after_training(7, stopped=False)
-        assert names(tmp_path) == ["step_000007"] * is_unfinished
+        hook.after_training(last, stopped=False)
+        assert names(tmp_path) == saved
 
 
 def test_a_save_is_completed_though_training_fails(tmp_path: Path) -> None:
