@@ -42,6 +42,13 @@ class Documents:
         starts = self.starts.flatten().nonzero().flatten().to(torch.int32)
         return F.pad(starts, (0, 1), value=self.starts.numel())
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[B, S] int64: the length of each token's document."""
+        numbers = self.starts.flatten().cumsum(0) - 1
+        lengths = torch.zeros_like(numbers).index_add_(0, numbers, torch.ones_like(numbers))
+        return lengths[numbers].view(self.shape)
+
     def dense(self, window: int | None) -> torch.Tensor | None:
         """[B, 1, S, S] bool, True where a token (row) sees another (column); None where plain causality says it all."""
         if window not in self._dense:

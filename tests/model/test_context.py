@@ -49,6 +49,23 @@ def test_layers_of_a_micro_batch_share_its_tables() -> None:
     assert context.of(first).mask(3).documents is context.of(first).mask(None).documents
 
 
+def test_a_document_has_the_frequencies_of_its_own_length() -> None:
+    """LongRoPE's depend on whether a text is long; those of its neighbours must not matter."""
+    rope = dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[2.0, 3.0, 4.0, 5.0])
+    config = small_config("phi3", rope_parameters=rope | {"rope_theta": 10_000.0}, original_max_position_embeddings=6)
+    context = stage_factory(config).context
+
+    def table(lengths: list[int]) -> list[torch.Tensor]:
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        return list(context.of(positions).rotary(torch.zeros(1), positions, "full_attention"))
+
+    lengths = [6, 1, 7, 3]
+    alone = [table([length]) for length in lengths]
+    for packed, *each in zip(table(lengths), *alone, strict=True):
+        assert torch.equal(packed, torch.cat(each, 1))
+    assert not torch.equal(alone[0][0], alone[2][0][:, :6])
+
+
 def test_layer_types_have_their_own_tables() -> None:
     config = small_config(
         "gemma3_text", sliding_window=4, layer_types=["sliding_attention", "full_attention", "full_attention"]
