@@ -142,6 +142,7 @@ def replay_cross_entropy_(
     )
     task = Task.of(logits_TV, labels_T, weights_T, objective, exchange, kernel)
     rows = task.combine(Gathering(exchange, task.scan(logits_TV, write=True)).wait(), logits_TV)
+    _tell_autograd(logits_TV)
     return LossOutput(rows.loss.sum(), rows.nll, task.domain_sums(rows.nll, domains_T, num_domains)), rows.scale
 
 
@@ -231,7 +232,15 @@ class _LogitLoss(torch.autograd.Function):
         task: Task = ctx.task
         gradient_TV = logits_TV if ctx.inplace_backward else torch.empty_like(logits_TV)
         task.differentiate(logits_TV, task.weights_T * grad_loss, ctx.rows, gradient_TV)
+        if ctx.inplace_backward:
+            _tell_autograd(logits_TV)
         return gradient_TV, None, None
+
+
+def _tell_autograd(overwritten_TV: Tensor) -> None:
+    """What a Triton kernel writes autograd does not see: a backward that needs the old values would take the new."""
+    if not overwritten_TV.is_inference():
+        torch.autograd.graph.increment_version(overwritten_TV)
 
 
 def _passes(kernel: Kernel, inputs_TX: Tensor) -> Passes:

@@ -217,6 +217,21 @@ def test_gradient_may_overwrite_the_logits(kernel: Kernel, device: str) -> None:
     assert torch.equal(leaf_TV.detach(), gradient_TV)
 
 
+@pytest.mark.parametrize("overwrites", ["forward", "backward"])
+def test_autograd_knows_that_logits_are_overwritten(overwrites: str, kernel: Kernel, device: str) -> None:
+    logits_TV, labels_T, weights_T = batch(6, 200, device)
+    leaf_TV = logits_TV.requires_grad_()
+    capped_TV = leaf_TV.tanh()  # its backward needs its result
+    if overwrites == "forward":
+        loss = capped_TV.sum()
+        replay_cross_entropy_(capped_TV, labels_T, weights_T, kernel=kernel)
+    else:
+        loss = replay_cross_entropy(leaf_TV, labels_T, weights_T, kernel=kernel, inplace_backward=True).loss
+        loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["all"]], ids=["plain", "all"])
 def test_padding_columns_take_no_part(options: Options, kernel: Kernel, device: str) -> None:
     logits_TV, labels_T, weights_T = batch(6, 140, device)
