@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
+from megacpt.optim.adamw import AVERAGE, NOTHING, SLOW
 from megacpt.parallel.fragments import MASTER, Fragment, Held, StateSource, whole_shape
 from megacpt.parallel.slices import Slice
 
@@ -229,8 +230,14 @@ class TrainingState:
         return is_second_tied + 2 * (tensor_replica + MOST_RANKS * data_replica)
 
     def fill(self, source: StateSource) -> None:
-        """Take over the state that `source` has, wherever it was written. Collective."""
-        self.master.begin(source.counters["optimizer_updates"], [kind for kind in source.kinds if kind != MASTER])
+        """Take over the state that `source` has, wherever it was written. Collective.
+
+        An average, or the weights of the last interpolation, that the optimizer no longer keeps up is left behind: it
+        would be taken for one of later.
+        """
+        left = {SLOW, AVERAGE} - {*getattr(self.master.torch_optimizer, "additions", NOTHING).kinds}
+        kinds = [kind for kind in source.kinds if kind != MASTER and kind not in left]
+        self.master.begin(source.counters["optimizer_updates"], kinds)
         for name in COUNTERS:
             setattr(self.engine, name, source.counters[name])
         for held in self.held():

@@ -78,6 +78,17 @@ def test_a_changed_element_is_found(kind: str, copy: int, checkpoint: Path) -> N
         StoredState(checkpoint).check([changed, *others], Channel())
 
 
+def test_what_else_was_loaded_is_checked_where_a_kind_was_left_behind(checkpoint: Path) -> None:
+    held = [
+        Held(part.fragment, {kind: part.values[kind].clone() for kind in ("master", "exp_avg")})
+        for part in held_of(TENSORS)
+    ]
+    StoredState(checkpoint).check(held, Channel())
+    held[1].values["exp_avg"][3] += 1e-3
+    with pytest.raises(CheckpointError, match="another digest of b"):
+        StoredState(checkpoint).check(held, Channel())
+
+
 def test_a_tensor_that_is_no_longer_frozen_has_no_digest_to_compare(checkpoint: Path) -> None:
     """In bf16 it was stored rounded; its average, if the others have one, begins now."""
 
