@@ -131,8 +131,8 @@ def continued_history(
         CheckpointError: the text of a domain changed; all changes are named.
     """
     history, step = History.from_json(saved["data"]), saved["step"]
-    limited = _limited(recipe) if recipe else {}
-    anew = recipe is not None and limited != _limited(Recipe.model_validate(saved["recipe"]))
+    limited = _limited(_computing(recipe)) if recipe else {}
+    anew = recipe is not None and limited != _limited(_completed(saved["recipe"]))
     anew |= any(corpora[name] != history.latest_corpus(name) for name in limited if name in corpora)
     refused: dict[str, str] = {}
     for name, record in corpora.items():
@@ -155,13 +155,12 @@ def continued_history(
     return history.replan(step, plan, corpora, anew=anew)
 
 
-def _limited(recipe: Recipe) -> dict[str, tuple[float, str]]:
+def _limited(recipe: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     """Domain -> how often it may be read, and what follows, of those that are not read on."""
-    domains = recipe.data.domains.items()
     return {
-        name: (domain.max_epochs, domain.when_exhausted)
-        for name, domain in domains
-        if domain.when_exhausted != "repeat"
+        name: (domain["max_epochs"], domain["when_exhausted"])
+        for name, domain in recipe["data"]["domains"].items()
+        if domain.get("when_exhausted", "repeat") != "repeat"
     }
 
 

@@ -187,6 +187,14 @@ def test_an_edited_mixture_holds_from_the_checkpoint_on(tmp_path: Path) -> None:
     assert (went_on.first_sample(5), went_on.first_sample(6)) == (40, 44)
 
 
+def test_a_checkpoint_of_a_version_with_other_keys_goes_on(tmp_path: Path) -> None:
+    now = resolved(tmp_path)
+    saved = json.loads((save(tmp_path, now) / "state.json").read_text())
+    expected = continued_history(saved, plan(now), TEXTS, tmp_path, recipe=now.recipe)
+    saved["recipe"]["no_more"] = True
+    assert continued_history(saved, plan(now), TEXTS, tmp_path, recipe=now.recipe) == expected
+
+
 def test_a_domain_that_may_be_read_more_often_leaves_later(tmp_path: Path) -> None:
     """Law has 11 rows and gives 6 of 8 in a step; its end was planned by the recipe that wrote the checkpoint."""
     leaves = "data.domains.law={max_epochs: %d, when_exhausted: renormalise}"
